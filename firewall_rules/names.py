@@ -1,0 +1,33 @@
+"""Every name we own in a kernel, current and historic, so that nothing of ours is ever left unknown."""
+
+from __future__ import annotations
+
+from typing import Final
+
+TABLE: Final = "netctl"
+"""Our nftables table: family inet in containers; families inet and bridge on the host."""
+BRIDGE: Final = "netctl0"
+"""The node's bridge."""
+PORT_PREFIX: Final = "ncp"
+"""Host ends of containers' veth pairs."""
+TUNNEL_PREFIX: Final = "nct"
+"""Tunnel devices."""
+CONTAINER_LINK: Final = "eth0"
+"""The container's end of its veth pair."""
+IPTABLES_CHAIN_PREFIX: Final = "NETCTL-"
+IPSET_PREFIX: Final = "netctl-"
+LINK_GROUP_DOOMED: Final = 0x6E63
+"""Links put in this group are deleted together in one message."""
+ROUTE_PROTOCOL: Final = 110
+"""rtm_protocol of the routes we make (a free value of rtnetlink(7)), so that they are known again."""
+
+
+def port_device(container_id: str) -> str:
+    """Return the name of a container's port on the bridge: 15 bytes, the most the kernel takes."""
+    return PORT_PREFIX + container_id[:12]
+
+
+def tunnel_device(block: str) -> str:
+    """Return the name of the tunnel to the node that has `block` (``a.b.c.d/len``)."""
+    octets = block.partition("/")[0].split(".")
+    return TUNNEL_PREFIX + "".join(f"{int(octet):02x}" for octet in octets)

@@ -1,0 +1,130 @@
+"""What a container, and a host, may send and receive: data, in no backend's syntax.
+
+Addresses are canonical dotted quads, networks ``a.b.c.d/len``, Ethernet addresses lower case with colons.
+Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+Protocol = Literal["tcp", "udp", "icmp", "any"]
+
+
+@attrs.frozen(order=True)
+class Opening:
+    """One thing that is open towards, or from, one peer container.
+
+    Attributes:
+        peer: The other container's overlay address.
+        protocol: ``any`` opens everything in both directions, so it stands in `inbound` and `outbound`
+            alike; ``icmp`` opens echo requests (ping).
+        port: The destination's port; 0 for icmp and any.
+        expires_at: When the kernel closes it by itself; None: never.
+    """
+
+    peer: str
+    protocol: Protocol
+    port: int = 0
+    expires_at: float | None = None
+
+
+@attrs.frozen
+class ContainerPolicy:
+    """Layer 1: the firewall in one container's network namespace. What is not said here is dropped.
+
+    Attributes:
+        address: The container's own; nothing leaves from another source.
+        gateway: The bridge's address, from where router errors (fragmentation needed) may come.
+        resolver: Where DNS (53/udp and 53/tcp) may be asked; None: nowhere.
+        closed: Networks that are never reached but through an opening: the supernet, the private,
+            link-local and metadata ranges, all underlay addresses. What is not in them is the internet,
+            open through the node's NAT for what the container starts.
+        inbound: What peers may open to this container.
+        outbound: What this container may open to peers.
+    """
+
+    address: str
+    gateway: str
+    resolver: str | None = None
+    closed: frozenset[str] = frozenset()
+    inbound: frozenset[Opening] = frozenset()
+    outbound: frozenset[Opening] = frozenset()
+
+
+@attrs.frozen(order=True)
+class PortBinding:
+    """Layer 2 on the host: which addresses may come out of one port of the bridge.
+
+    Attributes:
+        device: The host's end of the container's veth pair.
+    """
+
+    device: str
+    mac: str
+    address: str
+
+
+@attrs.frozen(order=True)
+class Pair:
+    """Two addresses that have a connection of any kind, as layer 2 sees them: `one` < `other` as text.
+
+    Attributes:
+        expires_at: When the last connection between them ends; None: never.
+    """
+
+    one: str
+    other: str
+    expires_at: float | None = None
+
+
+@attrs.frozen(order=True)
+class TunnelPolicy:
+    """What may come out of the tunnel to one peer node: inner sources of that peer's block, nothing else.
+
+    Attributes:
+        device: The tunnel device; with ``direct``, the underlay's link.
+        block: The peer's block.
+        encapsulation: gre, vxlan, wireguard or direct.
+        outer: The peer's underlay address, the only source of its outer packets.
+        vni: With vxlan: the only network identifier taken from `outer`.
+        mac: With direct: the only Ethernet source for the block.
+    """
+
+    device: str
+    block: str
+    encapsulation: str
+    outer: str
+    vni: int = 0
+    mac: str = ""
+
+
+@attrs.frozen
+class HostPolicy:
+    """Layer 2 and the host's own protection, against what never crosses a container's own rules.
+
+    Attributes:
+        bridge: Device name of the node's bridge.
+        address: The bridge's address.
+        block: This node's block.
+        supernet: What all blocks are cut from.
+        resolver: Address on this host that containers may ask (53/udp, 53/tcp); None: none.
+        closed: As in `ContainerPolicy.closed`.
+        bindings: One per container's port; a port without one passes nothing.
+        pairs: Who may exchange packets, protocols and ports not looked at (later fragments carry none).
+        tunnels: One per peer node.
+        vxlan_port: UDP port of VXLAN on this node.
+    """
+
+    bridge: str
+    address: str
+    block: str
+    supernet: str
+    resolver: str | None = None
+    closed: frozenset[str] = frozenset()
+    bindings: frozenset[PortBinding] = frozenset()
+    pairs: frozenset[Pair] = frozenset()
+    tunnels: frozenset[TunnelPolicy] = frozenset()
+    vxlan_port: int = 4789

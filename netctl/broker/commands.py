@@ -1,0 +1,156 @@
+"""The commands `netctl.broker.state.decide` understands: requests with everything impure filled in.
+
+The server adds who asks (the session's identity), fresh ids, token hashes and what it knows of
+liveness, so that deciding needs no clock, no randomness and no network.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+from netctl.model import NodeFacts, Port, Workload
+
+
+@attrs.frozen
+class AddInvite:
+    """Record an invite."""
+
+    token_hash: str
+    kind: Literal["user", "node"]
+    name: str | None
+    expires_at: float
+
+
+@attrs.frozen
+class EnrolUser:
+    """Use an invite up: a key becomes an account."""
+
+    token_hash: str
+    name: str
+    key: str
+
+
+@attrs.frozen
+class EnrolNode:
+    """Use an invite up: a key becomes a node with a block."""
+
+    token_hash: str
+    name: str
+    key: str
+    facts: NodeFacts
+
+
+@attrs.frozen
+class UpdateFacts:
+    """A node reported facts that differ from the recorded ones."""
+
+    node: str
+    facts: NodeFacts
+
+
+@attrs.frozen
+class SetDraining:
+    """Place no more containers on a node, or do so again."""
+
+    node: str
+    draining: bool
+
+
+@attrs.frozen
+class RemoveNode:
+    """Take a node out.
+
+    Attributes:
+        force: Its containers too, and fence it: nobody waits for its acknowledgement.
+        leaving: The node itself asked, and takes its own kernel state out.
+    """
+
+    node: str
+    force: bool
+    leaving: bool = False
+
+
+@attrs.frozen
+class AddContainer:
+    """Record a container.
+
+    Attributes:
+        id: Fresh and random.
+        node: Where, or None to choose among `ready`.
+        ready: Nodes with a live session.
+    """
+
+    id: str
+    account: str
+    name: str
+    workload: Workload
+    node: str | None
+    ready: frozenset[str]
+
+
+@attrs.frozen
+class SetWanted:
+    """Start (again) or stop a container.
+
+    Attributes:
+        running: Start: always a new generation. Stop: wanted becomes stopped.
+    """
+
+    account: str
+    name: str
+    running: bool
+
+
+@attrs.frozen
+class DropContainer:
+    """Remove a container and all its connections.
+
+    Attributes:
+        active: The server knows that it is running (or does not know): refused without `force`.
+    """
+
+    account: str
+    name: str
+    force: bool
+    active: bool
+
+
+@attrs.frozen
+class AddConnections:
+    """Connect two containers; no ports: everything, both ways."""
+
+    account: str
+    source: str
+    destination: str
+    ports: tuple[Port, ...]
+
+
+@attrs.frozen
+class DropConnections:
+    """Disconnect two containers; no ports: all from source to destination and the portless one."""
+
+    account: str
+    source: str
+    destination: str
+    ports: tuple[Port, ...]
+
+
+@attrs.frozen
+class Acknowledge:
+    """A node has applied a revision without errors: what was held for it may be free."""
+
+    node: str
+    revision: int
+
+
+@attrs.frozen
+class Expire:
+    """Time passed: drop invites and connections past their end."""
+
+
+Command = (
+    AddInvite | EnrolUser | EnrolNode | UpdateFacts | SetDraining | RemoveNode
+    | AddContainer | SetWanted | DropContainer | AddConnections | DropConnections | Acknowledge | Expire
+)  # fmt: skip

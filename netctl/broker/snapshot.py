@@ -1,0 +1,207 @@
+"""Everything the broker has recorded, as one persistent value, and the changes that lead to the next.
+
+A `Snapshot` is never altered: `netctl.broker.state` makes the next one, sharing what did not change.
+Maps are `immutables.Map`. The store holds the same records, one table per record type; the indexes are
+rebuilt from them at start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import attrs
+from immutables import Map
+
+from netctl.model import Encapsulation, NodeDelta, NodeFacts, Port, Wanted, Workload
+
+ConnectionKey = tuple[str, str, Port]
+"""Source container id, destination container id, port. A portless connection has the smaller id first."""
+
+
+@attrs.frozen
+class Account:
+    """A user of the broker. Its session key is its identity."""
+
+    name: str
+    key: str
+    created_at: float
+
+
+@attrs.frozen
+class Node:
+    """A host that joined.
+
+    Attributes:
+        index: Of its block within the supernet; 0 is reserved.
+        key: Its public key in hexadecimal.
+        facts: As it last reported them.
+        draining: Takes no new containers.
+        removing: Its removal is recorded and not yet acknowledged by itself.
+        revision: At which it joined.
+    """
+
+    name: str
+    index: int
+    block: str
+    key: str
+    facts: NodeFacts
+    draining: bool = False
+    removing: bool = False
+    revision: int = 0
+
+
+@attrs.frozen
+class Container:
+    """A recorded container."""
+
+    id: str
+    account: str
+    name: str
+    node: str
+    address: str
+    workload: Workload
+    wanted: Wanted
+    generation: int
+    created_at: float
+    revision: int
+
+
+@attrs.frozen
+class Connection:
+    """A recorded connection. `revision`: at which it was recorded.
+
+    Attributes:
+        source: Container id.
+        destination: Container id.
+        created_by: Account name.
+    """
+
+    source: str
+    destination: str
+    port: Port
+    revision: int
+    created_at: float
+    created_by: str
+    expires_at: float | None = None
+
+    @property
+    def key(self) -> ConnectionKey:
+        """The identity of the record."""
+        return (self.source, self.destination, self.port)
+
+
+@attrs.frozen
+class Invite:
+    """A one-time token, known by its hash only.
+
+    Attributes:
+        token_hash: BLAKE2b-256 of the token, hexadecimal.
+        expires_at: Seconds since 1970.
+    """
+
+    token_hash: str
+    kind: Literal["user", "node"]
+    name: str | None
+    expires_at: float
+
+
+@attrs.frozen
+class Held:
+    """An address or block that was freed and may still be in some kernel: not given out again yet.
+
+    Attributes:
+        subject: Address or block.
+        node: Whose it was.
+        revision: Of the removal.
+        awaiting: Nodes that have not acknowledged that revision.
+    """
+
+    subject: str
+    node: str
+    revision: int
+    awaiting: frozenset[str]
+
+
+Record = Account | Node | Container | Connection | Invite | Held
+
+
+@attrs.frozen
+class Put:
+    """Write one record over whatever has its identity."""
+
+    record: Record
+
+
+@attrs.frozen
+class Delete:
+    """Delete one record."""
+
+    record: Record
+
+
+Change = Put | Delete
+
+
+@attrs.frozen
+class Snapshot:
+    """All that is recorded at one revision.
+
+    Attributes:
+        epoch: Rises when a store is restored.
+        supernet: What blocks are cut from.
+        block_size: Prefix length of a block.
+        closed: Networks no container may reach, beyond the nodes' underlay addresses: the broker's own.
+        encapsulations: Preference order when a pair of nodes is given its mode.
+        accounts: By name.
+        nodes: By name.
+        containers: By id.
+        names: (account, container name) -> id.
+        connections: By key.
+        invites: By token hash.
+        held: By subject.
+        containers_of: Node name -> ids.
+        connections_of: Container id -> keys of all its connections, either end.
+        addresses: Address -> container id.
+        cursors: Node name -> host number last given out, so that a freed address is used again late.
+    """
+
+    epoch: int
+    revision: int
+    supernet: str
+    block_size: int
+    closed: tuple[str, ...] = ()
+    encapsulations: tuple[Encapsulation, ...] = ("gre", "vxlan", "direct")
+    accounts: Map[str, Account] = attrs.field(factory=Map)
+    nodes: Map[str, Node] = attrs.field(factory=Map)
+    containers: Map[str, Container] = attrs.field(factory=Map)
+    names: Map[tuple[str, str], str] = attrs.field(factory=Map)
+    connections: Map[ConnectionKey, Connection] = attrs.field(factory=Map)
+    invites: Map[str, Invite] = attrs.field(factory=Map)
+    held: Map[str, Held] = attrs.field(factory=Map)
+    containers_of: Map[str, Map[str, None]] = attrs.field(factory=Map)
+    connections_of: Map[str, Map[ConnectionKey, None]] = attrs.field(factory=Map)
+    addresses: Map[str, str] = attrs.field(factory=Map)
+    cursors: Map[str, int] = attrs.field(factory=Map)
+
+
+@attrs.frozen
+class Decision:
+    """What a command leads to.
+
+    Attributes:
+        snapshot: The next one; the same object where nothing changed.
+        changes: What the store writes, in one transaction with the new revision.
+        nodes: Nodes whose desired state this changes: they must report `snapshot.revision`.
+        deltas: For each node in `nodes`: how its desired state changes (`netctl.broker.plan`).
+        revision: The revision an answer waits for: the new one, or, where the change was recorded
+            already, the older one it was recorded at.
+        message: One line for the user; may be empty.
+    """
+
+    snapshot: Snapshot
+    changes: tuple[Change, ...] = ()
+    nodes: frozenset[str] = frozenset()
+    deltas: Mapping[str, NodeDelta] = attrs.field(factory=dict)
+    revision: int = 0
+    message: str = ""

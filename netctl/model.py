@@ -1,0 +1,324 @@
+"""The nouns of the overlay, as frozen data without any input or output.
+
+Text that comes from outside is bounded by the annotated types below: the codec checks them before
+anyone looks at a value. Addresses are canonical dotted quads, blocks are ``a.b.c.d/len`` with no host
+bits set; both are kept as text, since they are compared and carried far more often than computed with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Network
+from typing import Annotated, Literal
+
+import attrs
+import msgspec
+
+from netctl.errors import InvalidError
+
+_OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_ADDRESS = rf"{_OCTET}(\.{_OCTET}){{3}}"
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=63)]
+"""A DNS label (RFC 1123): 1 to 63 lower-case letters, digits and inner hyphens."""
+ContainerId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
+"""Opaque: 128 random bits in hexadecimal."""
+Address = Annotated[str, msgspec.Meta(pattern=rf"^{_ADDRESS}$")]
+"""A canonical IPv4 address."""
+Cidr = Annotated[str, msgspec.Meta(pattern=rf"^{_ADDRESS}/([12]?[0-9]|3[0-2])$")]
+"""An IPv4 network as address/length."""
+Mac = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
+"""An Ethernet address in lower case."""
+PublicKey = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+"""A Curve25519 public key in hexadecimal."""
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+"""Free text of at most 4,096 characters: messages, arguments, values."""
+Word = Annotated[str, msgspec.Meta(max_length=64)]
+"""A short token: a version, a code, a mode."""
+Mtu = Annotated[int, msgspec.Meta(ge=576, le=65535)]
+"""Bytes of one IP packet on a link."""
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+"""A point in time (seconds since 1970) or a duration, as the field says."""
+Revision = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+"""Grows by one with every recorded change; also used for epochs."""
+
+Encapsulation = Literal["gre", "vxlan", "wireguard", "direct", "none"]
+"""How one pair of nodes carries the overlay; ``none``: they have no mode in common, the tunnel is down."""
+TransportProtocol = Literal["tcp", "udp", "icmp", "any"]
+Wanted = Literal["running", "stopped"]
+ContainerRunState = Literal["creating", "created", "running", "exited", "failed", "unknown"]
+
+OVERHEAD: Mapping[str, int] = {"gre": 24, "vxlan": 50, "wireguard": 60, "direct": 0, "none": 0}
+"""Bytes each encapsulation adds in front of an inner IP packet: GRE 20+4 (RFC 2784); VXLAN
+20+8+8+14 (RFC 7348); WireGuard 20+8+32 over IPv4; direct nothing."""
+
+DEFAULT_SUPERNET = "10.0.0.0/8"
+DEFAULT_BLOCK_SIZE = 16
+BROKER_PORT = 2020
+
+
+def check_name(text: str, what: str = "name") -> str:
+    """Return `text` if it is a DNS label.
+
+    Raises:
+        InvalidError: It is not; the message says what a name may be.
+    """
+    if re.match(NAME_PATTERN, text) is None:
+        raise InvalidError(
+            f"{text[:80]!r} is no valid {what}",
+            "use 1 to 63 lower-case letters, digits and inner hyphens",
+        )
+    return text
+
+
+@attrs.frozen(order=True)
+class Port:
+    """What a connection opens at its destination.
+
+    Attributes:
+        protocol: ``any`` stands for everything, both ways.
+        number: 1 to 65535 for tcp and udp; 0 for icmp (echo requests) and any.
+    """
+
+    protocol: TransportProtocol
+    number: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a number where there is none, and none where one must be (ValueError, as msgspec wants)."""
+        if (self.protocol in ("tcp", "udp")) != (self.number > 0):
+            raise ValueError(f"{self.protocol} with port number {self.number}")
+
+    @classmethod
+    def parse(cls, text: str) -> Port:
+        """Read ``5432/tcp``, ``53/udp``, ``5432`` (tcp) or ``icmp``.
+
+        Raises:
+            InvalidError: The text is of no such form.
+        """
+        remedy = "write a port as 5432/tcp, 53/udp, 5432 (tcp) or icmp"
+        if text == "icmp":
+            return cls("icmp")
+        number, _, protocol = text.partition("/")
+        if not re.fullmatch(r"[0-9]{1,5}", number) or not 1 <= int(number) <= 65535:  # noqa: PLR2004 - the range of a port
+            raise InvalidError(f"{text[:80]!r} is no port", remedy)
+        if protocol in ("tcp", ""):
+            return cls("tcp", int(number))
+        if protocol == "udp":
+            return cls("udp", int(number))
+        raise InvalidError(f"{text[:80]!r} names no protocol that can be opened", remedy)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.protocol}" if self.number else self.protocol.replace("any", "all")
+
+
+ANY_PORT = Port("any")
+"""The port of a connection made without ``--port``: everything, in both directions."""
+
+
+@attrs.frozen
+class Workload:
+    """What a container runs.
+
+    Attributes:
+        engine: The container engine that runs it.
+        argv: Program and arguments, at least one.
+        env: Pairs of name and value, added to a minimal environment.
+        user: ``uid[:gid]`` or a name; empty: the engine's default.
+        cap_add: Capabilities beyond Docker's default bounding set, e.g. ``NET_ADMIN``.
+        workdir: Absolute directory to start in.
+    """
+
+    engine: Literal["process", "docker"]
+    argv: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1, max_length=512)]
+    env: Annotated[tuple[tuple[Text, Text], ...], msgspec.Meta(max_length=512)] = ()
+    user: Word = ""
+    cap_add: Annotated[tuple[Word, ...], msgspec.Meta(max_length=64)] = ()
+    workdir: Text = "/"
+
+
+@attrs.frozen
+class NodeFacts:
+    """What a node says of itself at the start of every session.
+
+    Attributes:
+        underlay: Its address in the underlay, where tunnels end.
+        underlay_mac: Ethernet address of the underlay's link; empty if it has none.
+        underlay_mtu: Bytes, of the underlay's link.
+        encapsulations: What its kernel can do and its operator allows, best first.
+        firewall: Backend in use for containers' namespaces.
+        engines: Container engines it offers.
+        networks: Routes, pools and VPNs present on the host, ours left out.
+        version: Of the agent's program.
+    """
+
+    underlay: Address
+    underlay_mac: Annotated[str, msgspec.Meta(max_length=17)]
+    underlay_mtu: Mtu
+    encapsulations: Annotated[tuple[Encapsulation, ...], msgspec.Meta(max_length=8)]
+    firewall: Word
+    engines: Annotated[tuple[Word, ...], msgspec.Meta(max_length=8)]
+    networks: Annotated[tuple[Cidr, ...], msgspec.Meta(max_length=4096)] = ()
+    version: Word = ""
+
+
+@attrs.frozen(order=True)
+class Permit:
+    """One connection as a node sees it: `source` may open `port` at `destination`.
+
+    Attributes:
+        expires_at: Seconds since 1970 after which it is closed by the kernel itself; None: never.
+    """
+
+    source: Address
+    destination: Address
+    port: Port
+    expires_at: Seconds | None = None
+
+
+@attrs.frozen
+class Peer:
+    """The tunnel a node keeps to one other node.
+
+    Attributes:
+        name: The other node.
+        block: Its block, routed along the tunnel.
+        underlay: Its underlay address.
+        underlay_mac: The Ethernet address its block is bound to when `encapsulation` is direct.
+        encapsulation: Chosen by the broker for the pair.
+        vni: VXLAN network identifier of the pair (24 bits); 0 where unused.
+        mtu: Bytes of one inner packet on this tunnel.
+    """
+
+    name: Name
+    block: Cidr
+    underlay: Address
+    underlay_mac: Annotated[str, msgspec.Meta(max_length=17)]
+    encapsulation: Encapsulation
+    vni: Annotated[int, msgspec.Meta(ge=0, lt=2**24)]
+    mtu: Mtu
+
+
+@attrs.frozen
+class PlacedContainer:
+    """A container as its node must have it.
+
+    Attributes:
+        wanted: Whether its command should run.
+        generation: Grows with every start; a container that ended runs again only at a higher one.
+    """
+
+    id: ContainerId
+    name: Name
+    address: Address
+    workload: Workload
+    wanted: Wanted
+    generation: Annotated[int, msgspec.Meta(ge=1)]
+
+
+@attrs.frozen
+class NodeState:
+    """The desired state of one node, whole, at one revision.
+
+    Attributes:
+        block: This node's block; None: the node was removed and takes everything of ours out.
+        supernet: What all blocks are cut from.
+        encapsulation: The node's own preferred mode, which fixes its containers' MTU.
+        mtu: Bytes, of every container's link and the bridge.
+        closed: Networks and addresses no container may reach whatever they are: underlay addresses
+            of all nodes and of the broker.
+        peers: By name.
+        containers: By id.
+        permits: Every connection that has an end on this node.
+    """
+
+    name: Name
+    block: Cidr | None
+    supernet: Cidr
+    encapsulation: Encapsulation
+    mtu: Mtu
+    closed: tuple[Cidr, ...] = ()
+    peers: Mapping[Name, Peer] = attrs.field(factory=dict)
+    containers: Mapping[ContainerId, PlacedContainer] = attrs.field(factory=dict)
+    permits: frozenset[Permit] = frozenset()
+
+
+@attrs.frozen
+class NodeDelta:
+    """What turns one desired state of a node into a later one.
+
+    Attributes:
+        header: name, block, supernet, encapsulation, mtu and closed of the new state (its maps empty),
+            where one of them changed.
+    """
+
+    header: NodeState | None = None
+    peers: tuple[Peer, ...] = ()
+    peers_removed: tuple[Name, ...] = ()
+    containers: tuple[PlacedContainer, ...] = ()
+    containers_removed: tuple[ContainerId, ...] = ()
+    permits: tuple[Permit, ...] = ()
+    permits_removed: tuple[Permit, ...] = ()
+
+
+def apply_delta(state: NodeState, delta: NodeDelta) -> NodeState:
+    """Return the later state. Removing what is not there is harmless; the digest tells a wrong base."""
+    base = state
+    if delta.header is not None:
+        base = attrs.evolve(
+            delta.header, peers=state.peers, containers=state.containers, permits=state.permits
+        )
+    peers, containers, permits = base.peers, base.containers, base.permits
+    if delta.peers or delta.peers_removed:
+        peers = {n: p for n, p in peers.items() if n not in delta.peers_removed}
+        peers.update((p.name, p) for p in delta.peers)
+    if delta.containers or delta.containers_removed:
+        containers = {i: c for i, c in containers.items() if i not in delta.containers_removed}
+        containers.update((c.id, c) for c in delta.containers)
+    if delta.permits or delta.permits_removed:
+        permits = permits.difference(delta.permits_removed).union(delta.permits)
+    return attrs.evolve(base, peers=peers, containers=containers, permits=permits)
+
+
+def digest(state: NodeState) -> str:
+    """Name the contents of `state`: SHA-256, in hexadecimal, of a canonical encoding."""
+    canonical = (
+        attrs.evolve(state, peers={}, containers={}, permits=frozenset()),
+        tuple(state.peers[k] for k in sorted(state.peers)),
+        tuple(state.containers[k] for k in sorted(state.containers)),
+        sorted(state.permits, key=lambda p: (p.source, p.destination, p.port, p.expires_at or 0.0)),
+    )
+    return hashlib.sha256(msgspec.msgpack.encode(canonical)).hexdigest()
+
+
+@attrs.frozen
+class ContainerStatus:
+    """What a node's engine says of one container.
+
+    Attributes:
+        generation: The start this status belongs to.
+        exit_code: Status of a container that ended; None while it has not. 128+N: ended by signal N.
+        message: Why it failed, one line; empty otherwise.
+    """
+
+    id: ContainerId
+    state: ContainerRunState
+    generation: int = 0
+    exit_code: int | None = None
+    message: Text = ""
+
+
+def bridge_address(block: str) -> str:
+    """Return the first address of `block`: the bridge's, and the containers' gateway and resolver."""
+    return str(IPv4Network(block)[1])
+
+
+def mac_of(address: str) -> str:
+    """Return the Ethernet address of whoever has `address` in the overlay: 6e:63 and its four bytes.
+
+    6e has the locally-administered bit set and the group bit clear (IEEE 802), so it collides with no
+    vendor's; two addresses never share one.
+    """
+    return "6e:63:" + ":".join(f"{int(octet):02x}" for octet in address.split("."))

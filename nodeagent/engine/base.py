@@ -1,0 +1,91 @@
+"""What the agent asks of a container engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import attrs
+
+from netctl.model import Workload
+from nodeagent.kernel_state import EngineContainer
+
+
+@attrs.frozen
+class ExecRequest:
+    """A command to run inside a container.
+
+    Attributes:
+        stdin: Descriptor the command reads; the engine duplicates what it needs, the caller closes its own.
+        stdout: Descriptor it writes.
+        stderr: Descriptor it writes; the same as `stdout` with a terminal.
+        tty: The three are one terminal, which becomes the controlling one.
+    """
+
+    argv: Sequence[str]
+    env: Sequence[tuple[str, str]]
+    user: str
+    tty: bool
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+class Engine(Protocol):
+    """One container engine. No call waits for a container's command; what takes time ends in an event."""
+
+    name: str
+
+    def containers(self) -> Mapping[str, EngineContainer]:
+        """Return every container of ours, by id, without starting a process."""
+
+    def namespace(self, container: str) -> int:
+        """Return a descriptor of the container's network namespace, kept open by the engine.
+
+        Raises:
+            KernelError: The container has none (any more).
+        """
+
+    def create(self, container: str, name: str, address: str, workload: Workload) -> None:
+        """Begin to make the container's namespaces; it goes from ``creating`` to ``created`` in an event.
+
+        Raises:
+            KernelError: It cannot be made.
+        """
+
+    def start(self, container: str, generation: int) -> None:
+        """Run the container's command; an event says ``running``, or ``failed`` with a message.
+
+        Raises:
+            KernelError: The container does not exist.
+        """
+
+    def stop(self, container: str) -> None:
+        """SIGTERM, SIGKILL after ten seconds; an event says ``exited``."""
+
+    def remove(self, container: str) -> None:
+        """Kill and forget the container; when this returns its namespaces and processes are gone."""
+
+    def exec(self, container: str, request: ExecRequest, ended: Callable[[int, str], None]) -> int:
+        """Run a command in the container; return a handle for `kill_exec` and `resize_exec`.
+
+        `ended` is called from `dispatch` with the exit code (125 and a message if it could not run).
+
+        Raises:
+            KernelError: The container is not running.
+        """
+
+    def kill_exec(self, handle: int) -> None:
+        """The user went away: end the command."""
+
+    def logs(self, container: str) -> int:
+        """Return a new descriptor that reads the container's kept output from its beginning.
+
+        Each record is one ``stream_byte(1 or 2) length(4, big-endian) data``.
+        """
+
+    def descriptors(self) -> Sequence[int]:
+        """Return the descriptors to poll for readability; when one is ready, call `dispatch`."""
+
+    def dispatch(self, changed: Callable[[str, EngineContainer | None], None]) -> None:
+        """Handle what came in; `changed` is called with each container whose state changed (None: gone)."""

@@ -1,0 +1,1 @@
+"""What the agent does to the kernel's links, addresses and routes."""

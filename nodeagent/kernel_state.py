@@ -1,0 +1,169 @@
+"""The nouns of one node's kernel and engine, used alike for what should be and for what is.
+
+`target` computes a `HostState` from the desired state, `observe` reads one, `diff` compares the two.
+Since both sides are the same type, a difference is an inequality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import attrs
+
+from firewall_rules.policy import ContainerPolicy, HostPolicy
+from netctl.model import ContainerRunState, Encapsulation
+
+
+@attrs.frozen
+class Bridge:
+    """The node's bridge. Its name is `firewall_rules.names.BRIDGE`.
+
+    Attributes:
+        address: Its address with the block's length, e.g. ``10.1.0.1/16``.
+        mtu: Bytes.
+        mac: Derived from its address, so that it never changes with its ports.
+    """
+
+    address: str
+    mtu: int
+    mac: str
+    up: bool = True
+
+
+@attrs.frozen
+class Tunnel:
+    """One tunnel device; direct tunnels have none.
+
+    Attributes:
+        device: `firewall_rules.names.tunnel_device` of the peer's block.
+        local: Outer source address.
+        remote: Outer destination address.
+        mtu: Bytes of an inner packet.
+        vni: With vxlan.
+        port: UDP destination port, with vxlan; 0 otherwise.
+        mac: Ethernet address of our end, with vxlan (that of our bridge); empty otherwise.
+    """
+
+    device: str
+    encapsulation: Encapsulation
+    local: str
+    remote: str
+    mtu: int
+    vni: int = 0
+    port: int = 0
+    mac: str = ""
+    up: bool = True
+
+
+@attrs.frozen
+class Route:
+    """The static route to one peer's block (rtm_protocol `names.ROUTE_PROTOCOL`).
+
+    Attributes:
+        block: Destination.
+        device: The tunnel, or the underlay's link with direct.
+        source: Preferred source: our bridge's address.
+        via: With vxlan the peer's bridge address (onlink), with direct its underlay address; else empty.
+        via_mac: With vxlan: the static neighbour entry for `via` on `device`; empty otherwise.
+        mtu: Bytes; 0: the device's.
+    """
+
+    block: str
+    device: str
+    source: str
+    via: str = ""
+    via_mac: str = ""
+    mtu: int = 0
+
+
+@attrs.frozen
+class ContainerPort:
+    """The host's end of a container's veth pair, a port of the bridge."""
+
+    device: str
+    mtu: int
+    up: bool = True
+    on_bridge: bool = True
+
+
+@attrs.frozen
+class ContainerEnd:
+    """The container's end: `names.CONTAINER_LINK` in its namespace, addressed, up, with a default route.
+
+    Attributes:
+        address: With the block's length, e.g. ``10.1.0.2/16``.
+        gateway: Of the default route.
+        loopback: Whether ``lo`` is up.
+    """
+
+    address: str
+    gateway: str
+    mtu: int
+    mac: str
+    up: bool = True
+    loopback: bool = True
+
+
+@attrs.frozen
+class EngineContainer:
+    """A container as its engine sees it.
+
+    Attributes:
+        state: ``created``: its namespaces exist, its command has not started.
+        generation: Of the last start; 0: never started.
+        exit_code: Of a command that ended.
+        message: Why the command could not be started; empty otherwise.
+    """
+
+    state: ContainerRunState
+    generation: int = 0
+    exit_code: int | None = None
+    message: str = ""
+
+
+@attrs.frozen
+class HostFacts:
+    """What is true of the host whatever the broker wants.
+
+    Attributes:
+        underlay_device: The link that carries the underlay address.
+        encapsulations: What this kernel can do.
+        host_firewall: Why layer 2 cannot be had here; empty: it can.
+    """
+
+    underlay: str
+    underlay_device: str
+    underlay_mac: str
+    underlay_mtu: int
+    encapsulations: tuple[Encapsulation, ...]
+    firewall: Literal["nftables", "iptables", "none"]
+    host_firewall: str
+    engines: tuple[str, ...]
+    networks: tuple[str, ...]
+
+
+@attrs.frozen
+class HostState:
+    """Everything of ours on one node: what should be, or what is.
+
+    Attributes:
+        sysctls: By path below /proc/sys with slashes.
+        routes: By block.
+        tunnels: By device.
+        ports: By device. A port whose container nobody knows is garbage to remove.
+        ends: By container id; absent where the namespace exists but has no such link.
+        host_policy: None: our host tables are missing or not as we left them.
+        container_policies: By container id; absent: missing or not as we left it.
+        containers: By container id.
+    """
+
+    bridge: Bridge | None = None
+    sysctls: Mapping[str, str] = attrs.field(factory=dict)
+    tunnels: Mapping[str, Tunnel] = attrs.field(factory=dict)
+    routes: Mapping[str, Route] = attrs.field(factory=dict)
+    ports: Mapping[str, ContainerPort] = attrs.field(factory=dict)
+    ends: Mapping[str, ContainerEnd] = attrs.field(factory=dict)
+    host_policy: HostPolicy | None = None
+    container_policies: Mapping[str, ContainerPolicy] = attrs.field(factory=dict)
+    containers: Mapping[str, EngineContainer] = attrs.field(factory=dict)

@@ -1,0 +1,211 @@
+"""The operations: typed changes that take the observed state nearer to the desired one.
+
+Each is idempotent: done twice it ends in the same state, so a run that was cut short is simply repeated.
+`ORDER` is the one table that says which kind comes before which; nobody orders them by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import attrs
+
+from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding, TunnelPolicy
+from netctl.model import Workload
+from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
+
+
+@attrs.frozen
+class SetSysctl:
+    """Write one value below /proc/sys of the node's network namespace."""
+
+    path: str
+    value: str
+
+
+@attrs.frozen
+class SetBridge:
+    """Make the bridge, or bring it to this form. It never loses its ports by that."""
+
+    bridge: Bridge
+
+
+@attrs.frozen
+class DeleteBridge:
+    """Take the bridge out."""
+
+
+@attrs.frozen
+class SetTunnel:
+    """Make a tunnel device, replacing one that cannot be changed into this form."""
+
+    tunnel: Tunnel
+
+
+@attrs.frozen
+class DeleteTunnel:
+    """Take a tunnel device out; its route goes with it."""
+
+    device: str
+
+
+@attrs.frozen
+class SetRoute:
+    """Make or replace the route to a block, and its static neighbour."""
+
+    route: Route
+
+
+@attrs.frozen
+class DeleteRoute:
+    """Take the route to a block out, and its static neighbour."""
+
+    block: str
+
+
+@attrs.frozen
+class SetHostRules:
+    """Put both host tables in place, whole, in one transaction."""
+
+    policy: HostPolicy
+
+
+@attrs.frozen
+class UpdateHostRules:
+    """Change elements of the host tables, in one transaction. What is removed goes first."""
+
+    bindings: tuple[PortBinding, ...] = ()
+    bindings_removed: tuple[PortBinding, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    pairs_removed: tuple[Pair, ...] = ()
+    tunnels: tuple[TunnelPolicy, ...] = ()
+    tunnels_removed: tuple[TunnelPolicy, ...] = ()
+
+
+@attrs.frozen
+class DeleteHostRules:
+    """Take both host tables out."""
+
+
+@attrs.frozen
+class CreateContainer:
+    """Have the engine make a container's namespaces; its command does not run yet."""
+
+    container: str
+    name: str
+    address: str
+    workload: Workload
+
+
+@attrs.frozen
+class SetContainerRules:
+    """Put layer 1 in place in a container's namespace, whole, in one transaction."""
+
+    container: str
+    policy: ContainerPolicy
+
+
+@attrs.frozen
+class UpdateContainerRules:
+    """Change elements of layer 1, in one transaction. What is removed goes first."""
+
+    container: str
+    inbound: tuple[Opening, ...] = ()
+    inbound_removed: tuple[Opening, ...] = ()
+    outbound: tuple[Opening, ...] = ()
+    outbound_removed: tuple[Opening, ...] = ()
+
+
+@attrs.frozen
+class SetPort:
+    """Make a container's veth pair, its far end in the container's namespace (down), or mend the near end."""
+
+    container: str
+    port: ContainerPort
+    end: ContainerEnd
+
+
+@attrs.frozen
+class SetEnd:
+    """Address a container's end, bring it and loopback up, and set its default route."""
+
+    container: str
+    end: ContainerEnd
+
+
+@attrs.frozen
+class DeletePort:
+    """Take a container's veth pair out."""
+
+    device: str
+
+
+@attrs.frozen
+class StartContainer:
+    """Run a container's command."""
+
+    container: str
+    generation: int
+
+
+@attrs.frozen
+class StopContainer:
+    """End a container's command: SIGTERM, and SIGKILL after ten seconds. Does not wait; an event follows."""
+
+    container: str
+
+
+@attrs.frozen
+class RemoveContainer:
+    """Kill what is left of a container, and forget it: namespaces, output, status."""
+
+    container: str
+
+
+Op = (
+    SetSysctl | SetBridge | DeleteBridge | SetTunnel | DeleteTunnel | SetRoute | DeleteRoute
+    | SetHostRules | UpdateHostRules | DeleteHostRules
+    | CreateContainer | SetContainerRules | UpdateContainerRules | SetPort | SetEnd | DeletePort
+    | StartContainer | StopContainer | RemoveContainer
+)  # fmt: skip
+
+ORDER: Mapping[type, int] = {
+    kind: place
+    for place, kind in enumerate(
+        (
+            # What closes goes first: a rule taken back must not wait for anything.
+            StopContainer,
+            RemoveContainer,
+            DeletePort,
+            DeleteRoute,
+            DeleteTunnel,
+            # The host's rules stand before any link that they guard.
+            SetHostRules,
+            UpdateHostRules,
+            SetSysctl,
+            SetBridge,
+            SetTunnel,
+            SetRoute,
+            # A container: namespaces, then layer 1, then its link, then its command.
+            CreateContainer,
+            SetContainerRules,
+            UpdateContainerRules,
+            SetPort,
+            SetEnd,
+            StartContainer,
+            # Last of all, once nothing is left that they guard.
+            DeleteBridge,
+            DeleteHostRules,
+        )
+    )
+}
+"""The place of every kind of operation in one run."""
+
+
+def ordered(operations: Iterable[Op]) -> tuple[Op, ...]:
+    """Return `operations` in the order of `ORDER`; within one kind their order is kept."""
+    return tuple(sorted(operations, key=lambda op: ORDER[type(op)]))
+
+
+OPS: Mapping[str, type] = {kind.__name__: kind for kind in ORDER}
+"""Every operation by its name, for the privileged child's typed messages."""
