@@ -1,0 +1,86 @@
+"""What every test may rely on: when it is skipped and why, and namespaces that end with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.netns import Namespace
+
+ROOT = Path(__file__).parent.parent
+
+
+def _why_no_root() -> str:
+    """Say why tests with namespaces cannot run here; empty: they can."""
+    if os.geteuid() != 0:
+        return "needs root"
+    try:
+        Namespace().close()
+    except (OSError, AssertionError, subprocess.SubprocessError) as error:
+        return f"cannot make network namespaces: {error}"
+    return ""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_account_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep tests from reading or writing what the user who runs them has joined."""
+    before = {key: os.environ.get(key) for key in ("XDG_CONFIG_HOME", "NETCTL_LAB")}
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    os.environ.pop("NETCTL_LAB", None)
+    yield
+    for key, value in before.items():
+        os.environ.pop(key, None)
+        if value is not None:
+            os.environ[key] = value
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what cannot run here, with its reason. In CI a skip is a failure (see `pytest_runtest_makereport`)."""
+    full = os.environ.get("NETCTL_TEST_FULL") == "1"
+    kernel = config.getoption("-m") and "kernel" in str(config.getoption("-m"))
+    selected, deselected = [], []
+    reason: str | None = None
+    for item in items:
+        # What needs a feature of the kernel runs as a batch of its own, on a kernel that has it;
+        # the large counts run when asked for. Neither is a skip: `scripts/test` runs both.
+        if (item.get_closest_marker("kernel") and not kernel) or (
+            item.get_closest_marker("full") and not full
+        ):
+            deselected.append(item)
+            continue
+        selected.append(item)
+        if item.get_closest_marker("root"):
+            reason = _why_no_root() if reason is None else reason
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = selected
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """In CI nothing may be skipped: a skip hides what it was to show."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") == "true":
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped in CI: {report.longrepr}"
+
+
+@pytest.fixture
+def namespaces() -> Iterator[Callable[[], Namespace]]:
+    """Make network namespaces that end with the test."""
+    made: list[Namespace] = []
+
+    def make() -> Namespace:
+        made.append(Namespace())
+        return made[-1]
+
+    yield make
+    for namespace in made:
+        namespace.close()
