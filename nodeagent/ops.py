@@ -182,9 +182,10 @@ ORDER: Mapping[type, int] = {
             # The host's rules stand before any link that they guard.
             SetHostRules,
             UpdateHostRules,
-            SetSysctl,
             SetBridge,
             SetTunnel,
+            # A device's own sysctls exist once it does; nothing is routed along it before they are set.
+            SetSysctl,
             SetRoute,
             # A container: namespaces, then layer 1, then its link, then its command.
             CreateContainer,

@@ -1,0 +1,211 @@
+"""A kernel in memory, with switches for faults and crashes, for tests and for trying things out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import singledispatchmethod
+
+import attrs
+
+from firewall_rules import names
+from nodeagent.kernel.base import KernelOp, Links
+from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, HostFacts, Route, Tunnel
+from nodeagent.ops import (
+    DeleteBridge,
+    DeletePort,
+    DeleteRoute,
+    DeleteTunnel,
+    SetBridge,
+    SetEnd,
+    SetPort,
+    SetRoute,
+    SetSysctl,
+    SetTunnel,
+)
+
+
+class CrashError(BaseException):
+    """The process is killed here. No `except Exception` of the code under test may survive it."""
+
+
+FACTS = HostFacts(
+    underlay="192.0.2.1",
+    underlay_device="eth0",
+    underlay_mac="02:00:00:00:00:01",
+    underlay_mtu=1500,
+    encapsulations=("gre", "vxlan", "direct"),
+    firewall="none",
+    host_firewall="",
+    engines=(),
+    networks=("192.0.2.0/24",),
+)
+"""What a `FakeKernel` says of its host, unless told otherwise."""
+
+
+class _RefusedError(Exception):
+    """The fake kernel refuses one operation; its text becomes the operation's error."""
+
+
+@attrs.define
+class FakeKernel:
+    """What a kernel would hold, and the switches.
+
+    It keeps the dependencies a real kernel enforces: a route needs its device and its source address,
+    a port needs the bridge and its container's namespace, a sysctl of a device needs the device. A
+    container whose namespace is no longer among those given to `observe` takes its veth pair along.
+
+    Attributes:
+        host_facts: Answer of `facts`.
+        refuse: Texts by operation kind: each operation of the kind fails with it, and changes nothing.
+        refuse_at: Texts by operation number (from 0, counted over this object's life).
+        crash_before: Called with each operation's number before it is done; raises `CrashError` to crash.
+        crash_after: The same, after it was done.
+        writes: Operations tried so far: the messages an agent has sent to the kernel.
+        observations: Calls of `observe` so far.
+        containers: Container id by device of its port.
+    """
+
+    host_facts: HostFacts = FACTS
+    bridge: Bridge | None = None
+    sysctls: dict[str, str] = attrs.field(factory=dict)
+    tunnels: dict[str, Tunnel] = attrs.field(factory=dict)
+    routes: dict[str, Route] = attrs.field(factory=dict)
+    ports: dict[str, ContainerPort] = attrs.field(factory=dict)
+    ends: dict[str, ContainerEnd] = attrs.field(factory=dict)
+    containers: dict[str, str] = attrs.field(factory=dict)
+    refuse: dict[type, str] = attrs.field(factory=dict)
+    refuse_at: dict[int, str] = attrs.field(factory=dict)
+    crash_before: Callable[[int], None] = attrs.field(default=lambda _number: None)
+    crash_after: Callable[[int], None] = attrs.field(default=lambda _number: None)
+    writes: int = 0
+    observations: int = 0
+
+    def facts(self, underlay: str | None) -> HostFacts:
+        """See `Kernel`."""
+        return attrs.evolve(self.host_facts, underlay=underlay or self.host_facts.underlay)
+
+    def observe(self, namespaces: Mapping[str, int]) -> Links:
+        """See `Kernel`."""
+        self.observations += 1
+        for device, container in list(self.containers.items()):
+            if container not in namespaces:
+                self._delete_pair(device)
+        return Links(
+            bridge=self.bridge,
+            sysctls=dict(self.sysctls),
+            tunnels=dict(self.tunnels),
+            routes=dict(self.routes),
+            ports=dict(self.ports),
+            ends=dict(self.ends),
+        )
+
+    def apply(self, operations: Sequence[KernelOp], namespaces: Mapping[str, int]) -> list[str]:
+        """See `Kernel`."""
+        errors: list[str] = []
+        for operation in operations:
+            number = self.writes
+            self.crash_before(number)
+            self.writes += 1
+            text = self.refuse_at.get(number) or self.refuse.get(type(operation), "")
+            if not text:
+                try:
+                    self._do(operation, namespaces)
+                except _RefusedError as refusal:
+                    text = str(refusal)
+            errors.append(text)
+            self.crash_after(number)
+        return errors
+
+    @singledispatchmethod
+    def _do(self, operation: KernelOp, _namespaces: Mapping[str, int]) -> None:
+        raise TypeError(f"{type(operation).__name__} is no operation of a kernel")
+
+    @_do.register
+    def _(self, operation: SetSysctl, _namespaces: Mapping[str, int]) -> None:
+        parts = operation.path.split("/")
+        own = {*self.tunnels, *((names.BRIDGE,) if self.bridge else ())}
+        if "conf" in parts and parts[-2] not in {*own, "all", "default", self.host_facts.underlay_device}:
+            raise _RefusedError(f"no such sysctl: {operation.path}")
+        self.sysctls[operation.path] = operation.value
+
+    @_do.register
+    def _(self, operation: SetBridge, _namespaces: Mapping[str, int]) -> None:
+        if self.bridge is not None and self.bridge.address != operation.bridge.address:
+            self._drop_routes_from(self.bridge)
+        self.bridge = operation.bridge
+
+    @_do.register
+    def _(self, _operation: DeleteBridge, _namespaces: Mapping[str, int]) -> None:
+        if self.bridge is None:
+            return
+        self._drop_routes_from(self.bridge)
+        self._drop_sysctls_of(names.BRIDGE)
+        self.bridge = None
+        self.ports = {d: attrs.evolve(p, on_bridge=False) for d, p in self.ports.items()}
+
+    @_do.register
+    def _(self, operation: SetTunnel, _namespaces: Mapping[str, int]) -> None:
+        old = self.tunnels.get(operation.tunnel.device)
+        if old is not None and attrs.evolve(old, mtu=0, up=True) != attrs.evolve(
+            operation.tunnel, mtu=0, up=True
+        ):
+            self._drop_tunnel(old.device)
+        self.tunnels[operation.tunnel.device] = operation.tunnel
+
+    @_do.register
+    def _(self, operation: DeleteTunnel, _namespaces: Mapping[str, int]) -> None:
+        self._drop_tunnel(operation.device)
+
+    @_do.register
+    def _(self, operation: SetRoute, _namespaces: Mapping[str, int]) -> None:
+        route = operation.route
+        if route.device not in {*self.tunnels, self.host_facts.underlay_device}:
+            raise _RefusedError(f"no such device: {route.device}")
+        if self.bridge is None or self.bridge.address.partition("/")[0] != route.source:
+            raise _RefusedError(f"{route.source} is no address of this host")
+        self.routes[route.block] = route
+
+    @_do.register
+    def _(self, operation: DeleteRoute, _namespaces: Mapping[str, int]) -> None:
+        self.routes.pop(operation.block, None)
+
+    @_do.register
+    def _(self, operation: SetPort, namespaces: Mapping[str, int]) -> None:
+        if self.bridge is None:
+            raise _RefusedError("there is no bridge")
+        if operation.container not in namespaces:
+            raise _RefusedError(f"container {operation.container} has no network namespace")
+        self.ports[operation.port.device] = operation.port
+        self.containers[operation.port.device] = operation.container
+        if operation.container not in self.ends:
+            self.ends[operation.container] = attrs.evolve(
+                operation.end, address="", gateway="", up=False, loopback=False
+            )
+
+    @_do.register
+    def _(self, operation: SetEnd, namespaces: Mapping[str, int]) -> None:
+        if operation.container not in namespaces or operation.container not in self.ends:
+            raise _RefusedError(f"container {operation.container} has no link")
+        self.ends[operation.container] = operation.end
+
+    @_do.register
+    def _(self, operation: DeletePort, _namespaces: Mapping[str, int]) -> None:
+        self._delete_pair(operation.device)
+
+    def _delete_pair(self, device: str) -> None:
+        self.ports.pop(device, None)
+        container = self.containers.pop(device, None)
+        if container is not None:
+            self.ends.pop(container, None)
+
+    def _drop_routes_from(self, bridge: Bridge) -> None:
+        source = bridge.address.partition("/")[0]
+        self.routes = {b: r for b, r in self.routes.items() if r.source != source}
+
+    def _drop_tunnel(self, device: str) -> None:
+        self.tunnels.pop(device, None)
+        self.routes = {b: r for b, r in self.routes.items() if r.device != device}
+        self._drop_sysctls_of(device)
+
+    def _drop_sysctls_of(self, device: str) -> None:
+        self.sysctls = {p: v for p, v in self.sysctls.items() if device not in p.split("/")}
