@@ -39,7 +39,7 @@ def _no_account_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what cannot run here, with its reason. In CI a skip is a failure (see `pytest_runtest_makereport`)."""
+    """Skip what cannot run here, with its reason; in CI `pytest_runtest_makereport` makes it a failure."""
     full = os.environ.get("NETCTL_TEST_FULL") == "1"
     kernel = config.getoption("-m") and "kernel" in str(config.getoption("-m"))
     selected, deselected = [], []
@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """In CI nothing may be skipped: a skip hides what it was to show."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -232,7 +233,9 @@ def ping_passes(source: Namespace, target_address: str, *, seconds: float = BLOC
             timer.cancel()
 
 
-def ping6_passes(source: Namespace, target_address: str, link: str, *, seconds: float = BLOCKED_AFTER) -> bool:
+def ping6_passes(
+    source: Namespace, target_address: str, link: str, *, seconds: float = BLOCKED_AFTER
+) -> bool:
     """Whether an ICMPv6 echo request over `link` is answered (neighbour discovery included)."""
     with source.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
         with source.entered():
@@ -266,7 +269,7 @@ class Capture:
         self._socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
         self._socket.bind((link, 0x0003))
 
-    def __enter__(self) -> Capture:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

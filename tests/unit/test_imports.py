@@ -51,7 +51,7 @@ def test_a_file_imports_only_what_it_may(path: Path) -> None:
     modules = set(imported(path))
     for library, places in ONLY_IN.items():
         if within_library(modules, library):
-            assert any(name == place or (place.endswith("/") and name.startswith(place)) for place in places), (
+            assert any(name == place or name.startswith(place.rstrip("/") + "/") for place in places), (
                 f"{name} imports {library}"
             )
     ours = {module for module in modules if within(module, set(PACKAGES))}
@@ -61,8 +61,10 @@ def test_a_file_imports_only_what_it_may(path: Path) -> None:
         for module in ours:
             if module.startswith("netctl"):
                 parent = module.rpartition(".")[0]
-                assert within(module, NODEAGENT_OF_NETCTL - {"netctl"}) or module == "netctl" or (
-                    parent == "netctl" and module.rpartition(".")[2].startswith("__")
+                assert (
+                    within(module, NODEAGENT_OF_NETCTL - {"netctl"})
+                    or module == "netctl"
+                    or (parent == "netctl" and module.rpartition(".")[2].startswith("__"))
                 ), f"{name} imports {module}"
     if name.startswith("netctl/") and not name.startswith(("netctl/cli/", "netctl/lab/")):
         assert not any(within(module, {"nodeagent", "firewall_rules"}) for module in ours), name
