@@ -20,19 +20,19 @@ from netctl.errors import InvalidError
 
 _OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _ADDRESS = rf"{_OCTET}(\.{_OCTET}){{3}}"
-NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=63)]
 """A DNS label (RFC 1123): 1 to 63 lower-case letters, digits and inner hyphens."""
-ContainerId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
+ContainerId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 """Opaque: 128 random bits in hexadecimal."""
-Address = Annotated[str, msgspec.Meta(pattern=rf"^{_ADDRESS}$")]
+Address = Annotated[str, msgspec.Meta(pattern=rf"^{_ADDRESS}\Z")]
 """A canonical IPv4 address."""
-Cidr = Annotated[str, msgspec.Meta(pattern=rf"^{_ADDRESS}/([12]?[0-9]|3[0-2])$")]
+Cidr = Annotated[str, msgspec.Meta(pattern=rf"^{_ADDRESS}/([12]?[0-9]|3[0-2])\Z")]
 """An IPv4 network as address/length."""
-Mac = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
+Mac = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")]
 """An Ethernet address in lower case."""
-PublicKey = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+PublicKey = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """A Curve25519 public key in hexadecimal."""
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 """Free text of at most 4,096 characters: messages, arguments, values."""
@@ -40,8 +40,8 @@ Word = Annotated[str, msgspec.Meta(max_length=64)]
 """A short token: a version, a code, a mode."""
 Mtu = Annotated[int, msgspec.Meta(ge=576, le=65535)]
 """Bytes of one IP packet on a link."""
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
-"""A point in time (seconds since 1970) or a duration, as the field says."""
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=2**40)]
+"""A point in time (seconds since 1970) or a duration, as the field says; never infinite."""
 Revision = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 """Grows by one with every recorded change; also used for epochs."""
 
@@ -215,7 +215,7 @@ class PlacedContainer:
     address: Address
     workload: Workload
     wanted: Wanted
-    generation: Annotated[int, msgspec.Meta(ge=1)]
+    generation: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 
 
 @attrs.frozen
@@ -305,8 +305,8 @@ class ContainerStatus:
 
     id: ContainerId
     state: ContainerRunState
-    generation: int = 0
-    exit_code: int | None = None
+    generation: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
+    exit_code: Annotated[int, msgspec.Meta(ge=0, le=255)] | None = None
     message: Text = ""
 
 

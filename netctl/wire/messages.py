@@ -291,7 +291,7 @@ class OpenLogs:
     """
 
     name: Name
-    tail: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    tail: Annotated[int, msgspec.Meta(ge=0, le=2**31)] | None = None
     follow: bool = False
 
 
@@ -544,7 +544,7 @@ class Applied:
     epoch: Revision
     revision: Revision
     errors: Annotated[tuple[NodeError, ...], msgspec.Meta(max_length=1024)] = ()
-    milliseconds: float = 0.0
+    milliseconds: Annotated[float, msgspec.Meta(ge=0, le=2**40)] = 0.0
 
 
 @attrs.frozen
