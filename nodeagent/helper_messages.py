@@ -54,8 +54,10 @@ class Apply:
 
 @attrs.frozen
 class Results:
-    """One text for each operation: empty, or why it failed. One that failed does not stop those after it,
-    except those of the same container: they are not tried.
+    """One text for each operation: empty, or why it failed.
+
+    One that failed does not stop those after it, except those that it guards or that build on it: the
+    same container's, and every link if the host's rules failed. They are not tried, and their text says so.
     """
 
     errors: tuple[Text, ...]
@@ -63,8 +65,10 @@ class Results:
 
 @attrs.frozen
 class OpenExec:
-    """Run a command in a container. Answered by Opened with descriptors: with a terminal one (its master);
-    else stdin (write end), stdout, stderr (read ends).
+    """Run a command in a container.
+
+    Answered by Opened with descriptors: with a terminal one (its master); else stdin (write end), stdout
+    and stderr (read ends).
     """
 
     container: ContainerId
@@ -92,8 +96,10 @@ class KillExec:
 
 @attrs.frozen
 class OpenLogs:
-    """Answered by Opened with one descriptor that reads the container's kept output from its beginning
-    (records of ``stream byte, 4 bytes big-endian length, data``), and handle 0.
+    """Read what a container has written so far.
+
+    Answered by Opened with handle 0 and one descriptor that reads the kept output from its beginning:
+    records of ``stream byte, 4 bytes big-endian length, data``.
     """
 
     container: ContainerId

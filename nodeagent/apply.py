@@ -1,0 +1,319 @@
+"""One host as observed and changed: its kernel, its firewall and its container engines, side by side.
+
+`Host` works over the real ones and over fakes alike; it decides nothing but what is not tried after a
+failure. It lives in the privileged child, which imports the real ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import singledispatchmethod
+from typing import get_args
+
+import attrs
+
+from firewall_rules.backends.base import ContainerBackend, FirewallError, HostBackend
+from firewall_rules.policy import ContainerPolicy
+from netctl.errors import KernelError, NetctlError
+from nodeagent.engine.base import Engine
+from nodeagent.kernel.base import Kernel, KernelOp
+from nodeagent.kernel_state import EngineContainer, HostFacts, HostState
+from nodeagent.ops import (
+    CreateContainer,
+    DeleteHostRules,
+    Op,
+    RemoveContainer,
+    SetBridge,
+    SetContainerRules,
+    SetEnd,
+    SetHostRules,
+    SetPort,
+    SetRoute,
+    SetTunnel,
+    StartContainer,
+    StopContainer,
+    UpdateContainerRules,
+    UpdateHostRules,
+)
+
+NOT_TRIED = "not tried: "
+"""Begins the text of an operation that an earlier failure made unsafe or senseless."""
+
+_KERNEL_OPS = get_args(KernelOp)
+_GUARDED_BY_HOST_RULES = (SetBridge, SetTunnel, SetRoute, SetPort, SetEnd, StartContainer)
+_BUILDING = (CreateContainer, SetContainerRules, UpdateContainerRules, SetPort, SetEnd, StartContainer)
+_FAILURES = (NetctlError, FirewallError, OSError)
+
+
+@attrs.define
+class Failures:
+    """What failed so far in one run: what comes after it is not tried.
+
+    Attributes:
+        containers: Ids of containers of which an operation failed.
+        host_rules: Whether the host's tables could not be put in place.
+    """
+
+    containers: set[str] = attrs.field(factory=set)
+    host_rules: bool = False
+
+    def forbid(self, operation: Op) -> str:
+        """Return why `operation` must not be tried now; empty: it may.
+
+        Fail closed: no link without the rules that guard it. What takes away is always tried.
+        """
+        if self.host_rules and isinstance(operation, _GUARDED_BY_HOST_RULES):
+            return f"{NOT_TRIED}the host's firewall is not in place"
+        if isinstance(operation, _BUILDING) and operation.container in self.containers:
+            return f"{NOT_TRIED}an earlier step of this container failed"
+        return ""
+
+    def note(self, operation: Op, error: str) -> None:
+        """Remember that `operation` failed, if `error` says so."""
+        if not error:
+            return
+        if isinstance(operation, SetHostRules):
+            self.host_rules = True
+        elif isinstance(operation, _BUILDING):
+            self.containers.add(operation.container)
+
+
+class Host:
+    """The one place where operations meet the kernel, the firewall and the engines.
+
+    Args:
+        kernel: Links, addresses, routes, sysctls.
+        container_backend: Layer 1; None: no backend works here, and no container can be made.
+        host_backend: Layer 2.
+        engines: Container engines on offer, the default first.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        container_backend: ContainerBackend | None,
+        host_backend: HostBackend,
+        engines: Sequence[Engine],
+    ) -> None:
+        self._kernel = kernel
+        self._container_backend = container_backend
+        self._host_backend = host_backend
+        self._host_firewall = host_backend.unusable()
+        self.engines: Mapping[str, Engine] = {engine.name: engine for engine in engines}
+
+    def facts(self, underlay: str | None) -> HostFacts:
+        """Say what the host is. `underlay`: the address to use; None: that of the default route's link.
+
+        Raises:
+            KernelError: No such address on this host.
+        """
+        return attrs.evolve(
+            self._kernel.facts(underlay),
+            firewall="none" if self._container_backend is None else self._container_backend.name,
+            host_firewall=self._host_firewall,
+            engines=tuple(self.engines),
+        )
+
+    def observe(self) -> HostState:
+        """Read everything of ours; change nothing."""
+        containers: dict[str, EngineContainer] = {}
+        namespaces: dict[str, int] = {}
+        for engine in self.engines.values():
+            for container, seen in engine.containers().items():
+                containers[container] = seen
+                namespace = _namespace(engine, container)
+                if namespace is not None:
+                    namespaces[container] = namespace
+        links = self._kernel.observe(namespaces)
+        return HostState(
+            bridge=links.bridge,
+            sysctls=links.sysctls,
+            tunnels=links.tunnels,
+            routes=links.routes,
+            ports=links.ports,
+            ends=links.ends,
+            host_policy=None if self._host_firewall else self._host_backend.read(),
+            container_policies=self._container_policies(namespaces),
+            containers=containers,
+        )
+
+    def _container_policies(self, namespaces: Mapping[str, int]) -> Mapping[str, ContainerPolicy]:
+        policies = {}
+        if self._container_backend is not None:
+            for container, namespace in namespaces.items():
+                policy = self._container_backend.read(container, namespace)
+                if policy is not None:
+                    policies[container] = policy
+        return policies
+
+    def new_run(self) -> Failures:
+        """Begin a run of operations that comes in several calls of `apply`."""
+        return Failures(host_rules=bool(self._host_firewall))
+
+    def apply(self, operations: Sequence[Op], failures: Failures | None = None) -> tuple[str, ...]:
+        """Do `operations` in order; return one text each: empty, or why it failed or was not tried.
+
+        Kernel operations of one kind that follow each other go to the kernel as one batch.
+
+        Args:
+            operations: In the order of `nodeagent.ops.ORDER`.
+            failures: Of the earlier calls of the same run; None: this is the whole run.
+        """
+        failures = self.new_run() if failures is None else failures
+        errors: list[str] = []
+        for _, group in itertools.groupby(operations, key=type):
+            batch = tuple(group)
+            refusals = [failures.forbid(operation) for operation in batch]
+            allowed = [op for op, refusal in zip(batch, refusals, strict=True) if not refusal]
+            done = iter(self._apply_batch(allowed))
+            for operation, refusal in zip(batch, refusals, strict=True):
+                error = refusal or next(done)
+                failures.note(operation, error)
+                errors.append(error)
+        return tuple(errors)
+
+    def _apply_batch(self, operations: Sequence[Op]) -> list[str]:
+        """Do operations of one kind."""
+        kernel_operations = [op for op in operations if isinstance(op, _KERNEL_OPS)]
+        if not kernel_operations:
+            return [self._try(operation) for operation in operations]
+        try:
+            return self._kernel.apply(kernel_operations, self._namespaces_of(kernel_operations))
+        except _FAILURES as error:
+            return [str(error)] * len(kernel_operations)
+
+    def _namespaces_of(self, operations: Sequence[KernelOp]) -> Mapping[str, int]:
+        namespaces = {}
+        for operation in operations:
+            if isinstance(operation, SetPort | SetEnd):
+                engine = self._engine_of(operation.container)
+                namespace = None if engine is None else _namespace(engine, operation.container)
+                if namespace is not None:
+                    namespaces[operation.container] = namespace
+        return namespaces
+
+    def _try(self, operation: Op) -> str:
+        try:
+            self._do(operation)
+        except _FAILURES as error:
+            return str(error)
+        return ""
+
+    @singledispatchmethod
+    def _do(self, operation: Op) -> None:
+        raise TypeError(f"{type(operation).__name__} is no operation of a host")
+
+    @_do.register
+    def _(self, operation: SetHostRules) -> None:
+        self._host_backend.install(operation.policy)
+
+    @_do.register
+    def _(self, operation: UpdateHostRules) -> None:
+        self._host_backend.update(
+            bindings=operation.bindings,
+            bindings_removed=operation.bindings_removed,
+            pairs=operation.pairs,
+            pairs_removed=operation.pairs_removed,
+            tunnels=operation.tunnels,
+            tunnels_removed=operation.tunnels_removed,
+        )
+
+    @_do.register
+    def _(self, _operation: DeleteHostRules) -> None:
+        self._host_backend.remove()
+
+    @_do.register
+    def _(self, operation: SetContainerRules) -> None:
+        backend, namespace = self._layer_one(operation.container)
+        backend.install(operation.container, namespace, operation.policy)
+
+    @_do.register
+    def _(self, operation: UpdateContainerRules) -> None:
+        backend, namespace = self._layer_one(operation.container)
+        backend.update(
+            operation.container,
+            namespace,
+            inbound=operation.inbound,
+            inbound_removed=operation.inbound_removed,
+            outbound=operation.outbound,
+            outbound_removed=operation.outbound_removed,
+        )
+
+    @_do.register
+    def _(self, operation: CreateContainer) -> None:
+        engine = self.engines.get(operation.workload.engine)
+        if engine is None:
+            raise KernelError(
+                f"this node has no container engine {operation.workload.engine!r}",
+                "run the container on a node that lists the engine, or start its agent with it",
+            )
+        engine.create(operation.container, operation.name, operation.address, operation.workload)
+
+    @_do.register
+    def _(self, operation: StartContainer) -> None:
+        self.engine_of(operation.container).start(operation.container, operation.generation)
+
+    @_do.register
+    def _(self, operation: StopContainer) -> None:
+        engine = self._engine_of(operation.container)
+        if engine is not None:
+            engine.stop(operation.container)
+
+    @_do.register
+    def _(self, operation: RemoveContainer) -> None:
+        engine = self._engine_of(operation.container)
+        if self._container_backend is not None:
+            # First, since a socket or context of ours inside would keep the namespace alive.
+            self._container_backend.forget(operation.container)
+        if engine is not None:
+            engine.remove(operation.container)
+
+    def engine_of(self, container: str) -> Engine:
+        """Return the engine that has `container`.
+
+        Raises:
+            KernelError: None has it.
+        """
+        engine = self._engine_of(container)
+        if engine is None:
+            raise KernelError(f"container {container} is not on this node")
+        return engine
+
+    def _engine_of(self, container: str) -> Engine | None:
+        for engine in self.engines.values():
+            if container in engine.containers():
+                return engine
+        return None
+
+    def _layer_one(self, container: str) -> tuple[ContainerBackend, int]:
+        if self._container_backend is None:
+            raise KernelError(
+                "no firewall works in containers of this node", "install nftables, and start the agent again"
+            )
+        return self._container_backend, self.engine_of(container).namespace(container)
+
+    def drifted(self) -> str:
+        """Tell cheaply whether someone else has written to one of our firewalls since we last read it.
+
+        Returns:
+            One line for the log, naming the first one found; empty: none.
+        """
+        if not self._host_firewall and self._host_backend.drifted():
+            return "the host's firewall was changed by someone else"
+        if self._container_backend is None:
+            return ""
+        for engine in self.engines.values():
+            for container in engine.containers():
+                namespace = _namespace(engine, container)
+                if namespace is not None and self._container_backend.drifted(container, namespace):
+                    return f"the firewall of container {container} was changed by someone else"
+        return ""
+
+
+def _namespace(engine: Engine, container: str) -> int | None:
+    try:
+        return engine.namespace(container)
+    except KernelError:
+        # It ended, or has not been made yet: an ordinary state of a container.
+        return None

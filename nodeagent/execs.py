@@ -1,0 +1,91 @@
+"""Commands run inside containers for users: their pipes or terminal, and the handles that name them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Callable
+
+from nodeagent.apply import Host
+from nodeagent.engine.base import Engine, ExecRequest
+from nodeagent.helper_messages import ExecEnded, OpenExec
+
+
+class Execs:
+    """The execs that run on one host. Handles are of all engines together, and never used twice."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._running: dict[int, tuple[Engine, int]] = {}
+        self._last = 0
+
+    def open(self, request: OpenExec, ended: Callable[[ExecEnded], None]) -> tuple[int, tuple[int, ...]]:
+        """Run a command; return its handle and the descriptors for the user's side.
+
+        The descriptors are the caller's: with a terminal its master, else stdin (to write), stdout and
+        stderr (to read). `ended` is called once, when the command has ended.
+
+        Raises:
+            KernelError: The container is not on this node, or is not running.
+        """
+        engine = self._host.engine_of(request.container)
+        theirs, ours = _terminal(request.rows, request.columns) if request.tty else _pipes()
+        self._last += 1
+        handle = self._last
+
+        def tell(exit_code: int, message: str) -> None:
+            self._running.pop(handle, None)
+            ended(ExecEnded(handle, exit_code, message))
+
+        try:
+            inner = engine.exec(
+                request.container,
+                ExecRequest(
+                    argv=request.argv,
+                    env=request.env,
+                    user=request.user,
+                    tty=request.tty,
+                    stdin=theirs[0],
+                    stdout=theirs[-2],
+                    stderr=theirs[-1],
+                ),
+                tell,
+            )
+        except BaseException:
+            _close(ours)
+            raise
+        finally:
+            _close(theirs)
+        self._running[handle] = (engine, inner)
+        return handle, ours
+
+    def kill(self, handle: int) -> None:
+        """The user went away: end the command. One that has ended already is no error."""
+        engine, inner = self._running.get(handle, (None, 0))
+        if engine is not None:
+            engine.kill_exec(inner)
+
+
+def _pipes() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the command's stdin, stdout, stderr, and the far end of each."""
+    made = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    (stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr) = made
+    return (stdin, stdout, stderr), (to_stdin, from_stdout, from_stderr)
+
+
+def _terminal(rows: int, columns: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return a terminal's slave, three times over, and its master."""
+    master, slave = os.openpty()
+    if rows and columns:
+        # struct winsize of ioctl_tty(2).
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    return (slave, slave, slave), (master,)
+
+
+def _close(descriptors: tuple[int, ...]) -> None:
+    for descriptor in set(descriptors):
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
