@@ -70,11 +70,18 @@ class UnavailableError(NetctlError):
     code = "unavailable"
 
 
+@attrs.define(slots=False)
 class PendingError(NetctlError):
-    """Recorded, but not applied everywhere before the deadline."""
+    """Recorded, but not applied everywhere before the deadline.
 
-    code = "pending"
-    exit_status = 3
+    Attributes:
+        revision: At which the change is recorded.
+    """
+
+    code: ClassVar[str] = "pending"
+    exit_status: ClassVar[int] = 3
+
+    revision: int = 0
 
 
 class UsageError(NetctlError):

@@ -1,0 +1,443 @@
+"""What the command line and other programs use to talk to a broker.
+
+A `Client` speaks for one identity over one sealed session. Every session has a socket of its own, which
+is thrown away with it: an automatic reconnect would deliver frames that were sealed for a session the
+broker no longer has. Requests that change something carry an idempotency key, so they are sent again,
+over a new session, when the old one ended before their answer came.
+
+A `Client` belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import attrs
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from netctl.errors import BY_CODE, InvalidError, NetctlError, PendingError, ProtocolError, UnavailableError
+from netctl.model import NodeFacts
+from netctl.wire.identity import Identity, KeyPair
+from netctl.wire.invite import Invite
+from netctl.wire.invite import parse as parse_invite
+from netctl.wire.messages import (
+    CreateInvite,
+    Enrol,
+    Enrolled,
+    Envelope,
+    Failure,
+    Message,
+    OpenExec,
+    OpenLogs,
+    Ping,
+    Pong,
+    StreamCredit,
+    StreamData,
+    StreamEnd,
+    StreamOpened,
+)
+from netctl.stream import Stream
+from netctl.wire.session import RESTART, ClientHandshake, Role, Session, frame_type
+
+CONNECT_TIMEOUT: Final = 5.0
+REQUEST_TIMEOUT: Final = 10.0
+ANSWER_MARGIN: Final = 5.0
+"""Seconds a request waits beyond the timeout it carries: the broker's answer of `pending` takes its way too."""
+HANDSHAKE_TRY: Final = 3.0
+"""Seconds one address gets before the next is tried."""
+
+
+T = TypeVar("T")
+
+
+class _LostError(Exception):
+    """The session ended before what was waited for came."""
+
+
+def error_of(failure: Failure) -> NetctlError:
+    """Rebuild the error a broker answered with; an unknown code becomes a plain `NetctlError`."""
+    kind = BY_CODE.get(failure.code, NetctlError)
+    if kind is PendingError:
+        return PendingError(failure.message, failure.remedy, failure.nodes, failure.revision)
+    return kind(failure.message, failure.remedy, failure.nodes)
+
+
+class _Link:
+    """One socket and the one session that lives on it."""
+
+    def __init__(self, address: str, identity: Identity, role: Role, deadline: float) -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        self._socket.setsockopt(zmq.SNDHWM, 256)
+        self._socket.setsockopt(zmq.RCVHWM, 256)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 8 * 1024 * 1024)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, int(HANDSHAKE_TRY * 1000))
+        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
+            zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        )
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._epoll = select.epoll()
+        self._epoll.register(self._socket.getsockopt(zmq.FD), select.EPOLLIN)
+        self._epoll.register(self._monitor.getsockopt(zmq.FD), select.EPOLLIN)
+        try:
+            self.session = self._shake_hands(address, identity, role, deadline)
+        except BaseException:
+            self.close()
+            raise
+
+    def _shake_hands(self, address: str, identity: Identity, role: Role, deadline: float) -> Session:
+        self._socket.connect(address)
+        handshake = ClientHandshake(identity.keys, identity.broker_key, role)
+        self._send(handshake.first())
+        parts = self._receive(deadline)
+        if parts is None:
+            raise _LostError("no answer to the handshake")
+        return handshake.finish(*parts)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def _send(self, frame: tuple[bytes, bytes]) -> None:
+        try:
+            self._socket.send_multipart(frame, zmq.DONTWAIT)
+        except zmq.Again:
+            raise _LostError("the broker takes no more frames") from None
+
+    def _receive(self, deadline: float) -> tuple[bytes, bytes] | None:
+        """Return the next frame, or None once `deadline` has passed."""
+        while True:
+            try:
+                parts = self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                parts = []
+            if parts:
+                if len(parts) != 2:  # noqa: PLR2004 - a frame is a header and a body
+                    raise ProtocolError("the broker sent a frame of another form")
+                return parts[0], parts[1]
+            left = deadline - time.monotonic()
+            ready = dict(self._poller.poll(max(0, int(left * 1000 + 0.999))))
+            if self._socket in ready:
+                continue
+            if self._monitor in ready:
+                recv_monitor_message(self._monitor, zmq.DONTWAIT)
+                raise _LostError("the connection closed")
+            if left <= 0:
+                return None
+
+    def send(self, envelope: Envelope) -> None:
+        self._send(self.session.seal(envelope))
+
+    def receive(self, deadline: float) -> Envelope | None:
+        parts = self._receive(deadline)
+        if parts is None:
+            return None
+        if frame_type(parts[0]) == RESTART:
+            raise _LostError("the broker does not know this session any more")
+        return self.session.open(*parts)
+
+    def close(self) -> None:
+        self._epoll.close()
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close()
+
+
+class Client:
+    """A way to one broker, speaking for one identity.
+
+    Args:
+        identity: Who speaks, and which broker to; see `netctl.wire.identity.load`.
+        interval: Seconds of silence after which the broker is asked whether it is there; after three of
+            them the session counts as ended.
+        role: What the session asks to be; `enrol` is for `netctl.client.enrol`.
+    """
+
+    def __init__(self, identity: Identity, *, interval: float = 5.0, role: Role = "user") -> None:
+        self._identity = identity
+        self._interval = interval
+        self._role = role
+        self._link: _Link | None = None
+        self._last_id = 0
+        self._heard = 0.0
+        self._asked = 0.0
+        self._inbox: deque[Envelope] = deque()
+        self._streams: dict[int, Stream] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session. The client may be used again; it then makes a new one."""
+        self._drop("the client was closed")
+
+    def connect(self, timeout: float = CONNECT_TIMEOUT) -> None:
+        """Make a session, unless there is one, trying the broker's addresses in their order.
+
+        Args:
+            timeout: Seconds, for all addresses together.
+
+        Raises:
+            UnavailableError: No address answered; the remedy says what to check.
+        """
+        if self._link is not None:
+            return
+        deadline = time.monotonic() + timeout
+        reasons = []
+        for address in self._identity.addresses:
+            path = address.removeprefix("ipc://")
+            if path != address and not os.access(path, os.R_OK | os.W_OK):
+                # An invite names sockets that only processes on the broker's own host can reach.
+                reasons.append(f"{address}: no such socket here")
+                continue
+            until = min(deadline, time.monotonic() + HANDSHAKE_TRY)
+            try:
+                self._link = _Link(address, self._identity, self._role, until)
+            except (_LostError, ProtocolError, zmq.ZMQError) as error:
+                reasons.append(f"{address}: {error}")
+                continue
+            self._heard = self._asked = time.monotonic()
+            return
+        raise UnavailableError(
+            f"the broker cannot be reached ({'; '.join(reasons) or 'no address is known'})",
+            "check that `netctl broker run` runs there and that its port is open to this host",
+        )
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when something came in; of the current session.
+
+        It tells of arrivals once: call `receive(0)` until it returns None before waiting on it, also after
+        every `send` and `request`.
+        """
+        return self._connected().fileno()
+
+    def send(self, message: Message) -> int:
+        """Send one request and return its id; `receive` brings the answer.
+
+        Raises:
+            UnavailableError: There is no session, or it ended.
+        """
+        number = self._number()
+        self._transmit(Envelope(number, message))
+        return number
+
+    def receive(self, timeout: float | None = 0.0) -> Envelope | None:
+        """Return what the broker sent next; heartbeats and what belongs to a `Stream` are handled inside.
+
+        Args:
+            timeout: Seconds to wait; 0 does not wait, None waits without end.
+
+        Returns:
+            None when nothing came in time, or when only stream messages did (see `Stream.receive`).
+
+        Raises:
+            UnavailableError: The session ended.
+        """
+        if self._inbox:
+            return self._inbox.popleft()
+        try:
+            return self._next(None if timeout is None else time.monotonic() + timeout)
+        except _LostError as lost:
+            raise self._unavailable(lost) from None
+
+    def request(self, message: Message, timeout: float | None = None) -> Message:
+        """Send a request and return its answer.
+
+        Args:
+            message: One with an empty `key` is given a random one.
+            timeout: Seconds to wait in all; None: what the message says itself, and a margin.
+
+        Raises:
+            NetctlError: What the broker answered, rebuilt: `PendingError` names the nodes and the revision.
+            UnavailableError: The broker cannot be reached, or did not answer in time.
+        """
+        if getattr(message, "key", None) == "":
+            message = attrs.evolve(message, key=secrets.token_hex(16))
+        if timeout is None:
+            timeout = float(getattr(message, "timeout", REQUEST_TIMEOUT)) + ANSWER_MARGIN
+        deadline = time.monotonic() + timeout
+        repeatable = not isinstance(message, CreateInvite | Enrol | OpenExec | OpenLogs)
+        pause = 0.0
+        while True:
+            try:
+                self.connect(max(0.0, min(CONNECT_TIMEOUT, deadline - time.monotonic())))
+                return self._ask(message, deadline)
+            except _LostError as lost:
+                if not repeatable:
+                    raise self._unavailable(lost) from None
+                pause = 0.05
+            except UnavailableError:
+                # Nothing was lost yet: a broker that was never there is reported at once.
+                if pause == 0.0 or time.monotonic() + pause >= deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(1.0, pause * 2)
+
+    def open(self, message: OpenExec | OpenLogs, timeout: float = REQUEST_TIMEOUT) -> Stream:
+        """Run a command in a container, or read its output.
+
+        Raises:
+            NetctlError: What the broker answered, rebuilt.
+            UnavailableError: The broker cannot be reached, or did not answer in time.
+        """
+        opened = self.request(message, timeout)
+        if not isinstance(opened, StreamOpened):
+            raise ProtocolError(f"the broker answered {type(opened).__name__} to {type(message).__name__}")
+        return self._streams[opened.stream]
+
+    def _number(self) -> int:
+        self._last_id = self._last_id % (2**31 - 1) + 1
+        return self._last_id
+
+    def _connected(self) -> _Link:
+        if self._link is None:
+            raise UnavailableError("there is no session with the broker", "connect first")
+        return self._link
+
+    def _transmit(self, envelope: Envelope) -> None:
+        try:
+            self._guarded(lambda link: link.send(envelope))
+        except _LostError as lost:
+            raise self._unavailable(lost) from None
+
+    def _ask(self, message: Message, deadline: float) -> Message:
+        number = self._number()
+        self._guarded(lambda link: link.send(Envelope(number, message)))
+        while True:
+            envelope = self._next(deadline)
+            if envelope is None:
+                if time.monotonic() >= deadline:
+                    raise UnavailableError(
+                        "the broker did not answer in time", "check what became of it with `netctl status`"
+                    )
+                continue
+            if envelope.id != number:
+                self._inbox.append(envelope)
+                continue
+            if isinstance(envelope.message, Failure):
+                raise error_of(envelope.message)
+            return envelope.message
+
+    def _next(self, deadline: float | None) -> Envelope | None:
+        """Return the next envelope that is for the caller; None: the deadline, or something for a stream."""
+        while True:
+            now = time.monotonic()
+            if now - self._heard > 3 * self._interval:
+                self._drop("the broker is silent")
+                raise _LostError("the broker is silent")
+            if now - max(self._heard, self._asked) >= self._interval:
+                self._asked = now
+                self._guarded(lambda link: link.send(Envelope(0, Ping())))
+            wake = max(self._heard, self._asked) + self._interval
+            until = wake if deadline is None else min(wake, deadline)
+            envelope = self._guarded(lambda link, until=until: link.receive(until))
+            if envelope is None:
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
+                continue
+            self._heard = time.monotonic()
+            if self._handled(envelope):
+                if not isinstance(envelope.message, Ping | Pong):
+                    return None
+                continue
+            return envelope
+
+    def _guarded(self, act: Callable[[_Link], T]) -> T:
+        """Act on the session; whatever goes wrong with it ends it."""
+        try:
+            return act(self._connected())
+        except (_LostError, ProtocolError, zmq.ZMQError) as error:
+            self._drop(f"the connection to the broker was lost: {error}")
+            raise _LostError(str(error)) from None
+
+    def _drop(self, reason: str) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._inbox.clear()
+        for stream in self._streams.values():
+            stream.deliver(StreamEnd(stream.id, message=reason))
+        self._streams.clear()
+
+    def _handled(self, envelope: Envelope) -> bool:
+        """Take care of heartbeats and streams; say whether that was all there is to it."""
+        message = envelope.message
+        if isinstance(message, Ping):
+            self._guarded(lambda link: link.send(Envelope(0, Pong())))
+            return True
+        if isinstance(message, StreamOpened):
+            self._streams[message.stream] = Stream(message, self._send_for_stream, self._wait_for_stream)
+            return False
+        if isinstance(message, StreamData | StreamCredit | StreamEnd):
+            stream = self._streams.get(message.stream)
+            if stream is not None:
+                stream.deliver(message)
+            if isinstance(message, StreamEnd):
+                self._streams.pop(message.stream, None)
+            return True
+        return isinstance(message, Pong)
+
+    def _send_for_stream(self, message: Message) -> None:
+        self._transmit(Envelope(0, message))
+
+    def _wait_for_stream(self, timeout: float | None) -> None:
+        """Take in what came; what is for nobody's stream waits for `receive`."""
+        try:
+            envelope = self._next(None if timeout is None else time.monotonic() + timeout)
+        except _LostError:
+            return
+        if envelope is not None:
+            self._inbox.append(envelope)
+
+    def _unavailable(self, lost: _LostError) -> UnavailableError:
+        return UnavailableError(
+            f"the session with the broker ended: {lost}",
+            "try again; whether the last request was done shows in the listings",
+        )
+
+
+def enrol(invite: Invite | str, name: str | None = None, facts: NodeFacts | None = None) -> Identity:
+    """Make a key pair, have the broker enrol it, and return the identity; nothing is saved here.
+
+    Args:
+        invite: As printed by ``netctl invite``, or parsed.
+        name: Of the account or node; None: the one the invite fixes.
+        facts: For a node.
+
+    Raises:
+        InvalidError: The invite is damaged, or neither it nor the caller names who joins.
+        UnauthorisedError: The token is unknown, used or expired.
+        UnavailableError: No address of the invite answers.
+    """
+    if isinstance(invite, str):
+        invite = parse_invite(invite)
+    name = name or invite.name
+    if name is None:
+        raise InvalidError("this invite fixes no name", "say which name to join under with `--name`")
+    identity = Identity(
+        kind=invite.kind,
+        name=name,
+        keys=KeyPair.generate(),
+        addresses=invite.addresses,
+        broker_key=invite.broker_key,
+    )
+    with Client(identity, role="enrol") as client:
+        enrolled = client.request(Enrol(invite.token, name, facts), REQUEST_TIMEOUT)
+    if not isinstance(enrolled, Enrolled):
+        raise ProtocolError(f"the broker answered {type(enrolled).__name__} to Enrol")
+    return attrs.evolve(identity, name=enrolled.name, block=enrolled.block, supernet=enrolled.supernet)
