@@ -1,0 +1,264 @@
+"""A container engine without containers: the same states, events and refusals, and switches to make it fail."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import attrs
+
+from netctl.errors import KernelError
+from netctl.model import Workload
+from nodeagent.engine.base import ExecRequest
+from nodeagent.kernel_state import EngineContainer
+
+Method = Literal["create", "start", "stop", "remove", "exec", "namespace"]
+Hook = Callable[[Method, str, Literal["before", "after"]], None]
+"""Called around every call that changes something, with the container's id; it may raise, as a crash would."""
+
+
+@attrs.define
+class FakeExec:
+    """A command a caller asked to run in a container, until a test ends it.
+
+    Attributes:
+        stdin: Our own copies of the caller's descriptors; a test plays the command on them.
+        killed: `kill_exec` was called.
+    """
+
+    container: str
+    request: ExecRequest
+    ended: Callable[[int, str], None]
+    stdin: int
+    stdout: int
+    stderr: int
+    killed: bool = False
+
+
+@attrs.define
+class _Box:
+    """What the fake keeps of one container: what is true (`truth`), and what was dispatched (`seen`)."""
+
+    name: str
+    address: str
+    workload: Workload
+    truth: EngineContainer
+    seen: EngineContainer
+    namespace: int
+    output: bytes = b""
+
+
+@attrs.define
+class FakeEngine:
+    """An `Engine` in memory. It stands for the shims, so one instance outlives its callers' crashes.
+
+    With `auto` each state follows from the last by itself, and shows at the next `dispatch`:
+    ``creating`` -> ``created``, start -> ``running``, stop -> ``exited`` with 143. Without it a test says
+    what comes next with `become`.
+
+    Attributes:
+        hook: Called around every change; may raise whatever a test takes for a crash.
+        calls: Every call that changed something, as (method, container).
+    """
+
+    name: str = "process"
+    auto: bool = True
+    hook: Hook | None = None
+    calls: list[tuple[Method, str]] = attrs.field(factory=list)
+    execs: dict[int, FakeExec] = attrs.field(factory=dict)
+    _boxes: dict[str, _Box] = attrs.field(factory=dict)
+    _gone: set[str] = attrs.field(factory=set)
+    _failures: list[tuple[Method, str | None, str]] = attrs.field(factory=list)
+    _ended: list[tuple[Callable[[int, str], None], int, str]] = attrs.field(factory=list)
+    _wake: int = -1
+    _handles: int = 0
+    _namespaces: int = 1_000_000
+
+    # What a test does to it.
+
+    def fail(self, method: Method, message: str, container: str | None = None, times: int = 1) -> None:
+        """Let the next `times` calls of `method` (for `container`, or any) raise KernelError."""
+        self._failures.extend([(method, container, message)] * times)
+
+    def become(self, container: str, state: EngineContainer) -> None:
+        """Let the container's state change by itself; it shows at the next dispatch."""
+        self._boxes[container].truth = state
+        if state.state != "running":
+            self._end_execs(container)
+        self._ring()
+
+    def end(self, container: str, exit_code: int) -> None:
+        """Let the container's command end."""
+        self.become(
+            container, attrs.evolve(self._boxes[container].truth, state="exited", exit_code=exit_code)
+        )
+
+    def vanish(self, container: str) -> None:
+        """Let the container disappear, as if its shim had been killed."""
+        del self._boxes[container]
+        self._end_execs(container)
+        self._gone.add(container)
+        self._ring()
+
+    def write_output(self, container: str, stream: Literal[1, 2], data: bytes) -> None:
+        """Let the container's command write."""
+        self._boxes[container].output += struct.pack(">BI", stream, len(data)) + data
+
+    def end_exec(self, handle: int, exit_code: int, message: str = "") -> None:
+        """Let an exec's command end; its caller hears at the next dispatch."""
+        command = self.execs.pop(handle)
+        for descriptor in (command.stdin, command.stdout, command.stderr):
+            os.close(descriptor)
+        self._ended.append((command.ended, exit_code, message))
+        self._ring()
+
+    # The engine.
+
+    def containers(self) -> Mapping[str, EngineContainer]:
+        """Return every container, by id."""
+        return {container: box.seen for container, box in self._boxes.items()}
+
+    def namespace(self, container: str) -> int:
+        """Return a number that stands for the namespace; it is no open descriptor."""
+        self._fault("namespace", container)
+        box = self._boxes.get(container)
+        if box is None or box.seen.state == "creating":
+            raise KernelError(f"container {container} has no network namespace")
+        return box.namespace
+
+    def create(self, container: str, name: str, address: str, workload: Workload) -> None:
+        """Begin to make a container; one that is there stays as it is."""
+        self._around("create", container, lambda: self._create(container, name, address, workload))
+
+    def start(self, container: str, generation: int) -> None:
+        """Run the command, if it has not run at this generation."""
+        self._around("start", container, lambda: self._start(container, generation))
+
+    def stop(self, container: str) -> None:
+        """End the command, if it runs."""
+        self._around("stop", container, lambda: self._stop(container))
+
+    def remove(self, container: str) -> None:
+        """Forget the container, if it is there."""
+        self._around("remove", container, lambda: self._remove(container))
+
+    def exec(self, container: str, request: ExecRequest, ended: Callable[[int, str], None]) -> int:
+        """Note the command; a test plays it, and ends it with `end_exec`."""
+        self._fault("exec", container)
+        box = self._boxes.get(container)
+        if box is None or box.seen.state != "running":
+            raise KernelError(f"container {container} is not running")
+        self._handles += 1
+        self.execs[self._handles] = FakeExec(
+            container, request, ended, os.dup(request.stdin), os.dup(request.stdout), os.dup(request.stderr)
+        )
+        return self._handles
+
+    def kill_exec(self, handle: int) -> None:
+        """End the command with 137."""
+        if (command := self.execs.get(handle)) is not None:
+            command.killed = True
+            self.end_exec(handle, 137)
+
+    def logs(self, container: str) -> int:
+        """Return a new descriptor of what `write_output` wrote until now."""
+        if (box := self._boxes.get(container)) is None:
+            raise KernelError(f"container {container} does not exist")
+        descriptor = os.memfd_create("output", os.MFD_CLOEXEC)
+        os.write(descriptor, box.output)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return descriptor
+
+    def descriptors(self) -> Sequence[int]:
+        """Return one descriptor, readable while a change waits for `dispatch`."""
+        if self._wake < 0:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._ring()
+        return (self._wake,)
+
+    def dispatch(self, changed: Callable[[str, EngineContainer | None], None]) -> None:
+        """Show what changed since the last dispatch."""
+        if self._wake >= 0:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+        ended, self._ended = self._ended, []
+        for callback, exit_code, message in ended:
+            callback(exit_code, message)
+        gone, self._gone = self._gone - self._boxes.keys(), set()
+        for container in sorted(gone):
+            changed(container, None)
+        for container, box in list(self._boxes.items()):
+            if box.seen != box.truth:
+                box.seen = box.truth
+                changed(container, box.seen)
+
+    def close(self) -> None:
+        """Close the descriptors; the containers stay."""
+        for handle in list(self.execs):
+            self.end_exec(handle, 125, "the engine was closed")
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
+
+    def _around(self, method: Method, container: str, change: Callable[[], None]) -> None:
+        if self.hook is not None:
+            self.hook(method, container, "before")
+        self._fault(method, container)
+        self.calls.append((method, container))
+        change()
+        self._ring()
+        if self.hook is not None:
+            self.hook(method, container, "after")
+
+    def _fault(self, method: Method, container: str) -> None:
+        for failure in self._failures:
+            if failure[0] == method and failure[1] in (None, container):
+                self._failures.remove(failure)
+                raise KernelError(failure[2])
+
+    def _ring(self) -> None:
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    def _create(self, container: str, name: str, address: str, workload: Workload) -> None:
+        if container in self._boxes:
+            return
+        creating = EngineContainer("creating")
+        self._namespaces += 1
+        self._boxes[container] = _Box(
+            name,
+            address,
+            workload,
+            truth=EngineContainer("created") if self.auto else creating,
+            seen=creating,
+            namespace=self._namespaces,
+        )
+
+    def _start(self, container: str, generation: int) -> None:
+        box = self._boxes.get(container)
+        if box is None or box.seen.state == "creating":
+            raise KernelError(f"container {container} does not exist or is not made yet")
+        if generation <= box.truth.generation:
+            return
+        if box.truth.state == "running":
+            raise KernelError(f"container {container} still runs", "stop it first")
+        if self.auto:
+            box.truth = EngineContainer("running", generation)
+
+    def _stop(self, container: str) -> None:
+        box = self._boxes.get(container)
+        if self.auto and box is not None and box.truth.state == "running":
+            box.truth = attrs.evolve(box.truth, state="exited", exit_code=143)
+            self._end_execs(container)
+
+    def _remove(self, container: str) -> None:
+        self._end_execs(container)
+        self._boxes.pop(container, None)
+
+    def _end_execs(self, container: str) -> None:
+        for handle, command in list(self.execs.items()):
+            if command.container == container:
+                self.end_exec(handle, 137)
