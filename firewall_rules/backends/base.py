@@ -66,7 +66,7 @@ class ContainerBackend(Protocol):
         """Take our table out; no error if there is none."""
 
     def drifted(self, key: str, namespace: int) -> bool:
-        """Tell cheaply (one generation query) whether someone else has written since our last write or read."""
+        """Tell cheaply (one generation query) if someone else has written since our last write or read."""
 
     def forget(self, key: str) -> None:
         """The namespace is gone: close sockets and contexts, drop records."""
