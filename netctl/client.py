@@ -25,6 +25,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from netctl.errors import BY_CODE, InvalidError, NetctlError, PendingError, ProtocolError, UnavailableError
 from netctl.model import NodeFacts
+from netctl.stream import Stream
 from netctl.wire.identity import Identity, KeyPair
 from netctl.wire.invite import Invite
 from netctl.wire.invite import parse as parse_invite
@@ -44,13 +45,12 @@ from netctl.wire.messages import (
     StreamEnd,
     StreamOpened,
 )
-from netctl.stream import Stream
-from netctl.wire.session import RESTART, ClientHandshake, Role, Session, frame_type
+from netctl.wire.session import MAX_BODY_BYTES, RESTART, ClientHandshake, Frame, Role, Session, parse_header
 
 CONNECT_TIMEOUT: Final = 5.0
 REQUEST_TIMEOUT: Final = 10.0
 ANSWER_MARGIN: Final = 5.0
-"""Seconds a request waits beyond the timeout it carries: the broker's answer of `pending` takes its way too."""
+"""Seconds a request waits beyond the timeout it carries, for the broker's answer that this has passed."""
 HANDSHAKE_TRY: Final = 3.0
 """Seconds one address gets before the next is tried."""
 
@@ -79,7 +79,7 @@ class _Link:
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._socket.setsockopt(zmq.SNDHWM, 256)
         self._socket.setsockopt(zmq.RCVHWM, 256)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 8 * 1024 * 1024)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BODY_BYTES)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, int(HANDSHAKE_TRY * 1000))
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
             zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -108,9 +108,9 @@ class _Link:
     def fileno(self) -> int:
         return self._epoll.fileno()
 
-    def _send(self, frame: tuple[bytes, bytes]) -> None:
+    def _send(self, frame: Frame) -> None:
         try:
-            self._socket.send_multipart(frame, zmq.DONTWAIT)
+            self._socket.send_multipart(frame.parts(), zmq.DONTWAIT)
         except zmq.Again:
             raise _LostError("the broker takes no more frames") from None
 
@@ -142,7 +142,7 @@ class _Link:
         parts = self._receive(deadline)
         if parts is None:
             return None
-        if frame_type(parts[0]) == RESTART:
+        if parse_header(parts[0]).type == RESTART:
             raise _LostError("the broker does not know this session any more")
         return self.session.open(*parts)
 
@@ -345,7 +345,7 @@ class Client:
                 self._guarded(lambda link: link.send(Envelope(0, Ping())))
             wake = max(self._heard, self._asked) + self._interval
             until = wake if deadline is None else min(wake, deadline)
-            envelope = self._guarded(lambda link, until=until: link.receive(until))
+            envelope = self._receive_until(until)
             if envelope is None:
                 if deadline is not None and time.monotonic() >= deadline:
                     return None
@@ -364,6 +364,9 @@ class Client:
         except (_LostError, ProtocolError, zmq.ZMQError) as error:
             self._drop(f"the connection to the broker was lost: {error}")
             raise _LostError(str(error)) from None
+
+    def _receive_until(self, deadline: float) -> Envelope | None:
+        return self._guarded(lambda link: link.receive(deadline))
 
     def _drop(self, reason: str) -> None:
         if self._link is not None:
@@ -432,7 +435,7 @@ def enrol(invite: Invite | str, name: str | None = None, facts: NodeFacts | None
     identity = Identity(
         kind=invite.kind,
         name=name,
-        keys=KeyPair.generate(),
+        private_key=KeyPair.generate().private,
         addresses=invite.addresses,
         broker_key=invite.broker_key,
     )

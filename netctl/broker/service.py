@@ -1,4 +1,4 @@
-"""What `netctl broker init` and `netctl broker run` do: a broker's directory, its configuration, its process."""
+"""What `netctl broker init` and `netctl broker run` do: a broker's directory, settings and process."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The history of the broker's schema, as Alembic runs it."""

@@ -1,0 +1,480 @@
+"""What the broker has recorded, in SQLite: one table per record type, one transaction per group of decisions.
+
+Every commit is fenced by the epoch and revision it starts from: where another broker wrote meanwhile, no
+row matches, nothing is written, and `FencedError` tells this one to step down. The schema is made and
+brought up to date by the migrations beside this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import alembic.command
+import alembic.config
+import alembic.script
+import attrs
+import msgspec
+import sqlalchemy as sa
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from netctl.broker.snapshot import (
+    Account,
+    Change,
+    Connection,
+    Container,
+    Held,
+    Invite,
+    Node,
+    Put,
+    Record,
+)
+from netctl.errors import InvalidError, UnavailableError
+from netctl.model import NodeFacts, Port, TransportProtocol, Wanted, Workload
+
+DATABASE: Final = "broker.sqlite"
+ANSWERS_KEPT: Final = 10_000
+"""Answers to idempotency keys, of all accounts together."""
+ANSWERS_AGE: Final = 3600.0
+"""Seconds an answer is kept."""
+
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+T = TypeVar("T")
+
+
+class FencedError(UnavailableError):
+    """Another broker has written to this store since this one read it."""
+
+
+@attrs.frozen
+class Meta:
+    """What the store says of itself; see `netctl.broker.snapshot.Snapshot`."""
+
+    epoch: int
+    revision: int
+    supernet: str
+    block_size: int
+    closed: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Remembered:
+    """The first answer to one idempotency key of one account.
+
+    Attributes:
+        request: Digest of the request, so that a key used for something else is noticed.
+        answer: Encoded by whoever remembers (`netctl.broker.desk`).
+        created_at: Seconds since 1970.
+    """
+
+    account: str
+    key: str
+    request: bytes
+    answer: bytes
+    created_at: float
+
+
+metadata = sa.MetaData()
+
+_NAME = sa.String(63)
+_ID = sa.String(32)
+_KEY = sa.String(64)
+
+
+def _container_reference(name: str) -> sa.Column[str]:
+    # Deferred: a group of decisions is written in bulk, table by table.
+    return sa.Column(
+        name, _ID, sa.ForeignKey("containers.id", deferrable=True, initially="DEFERRED"), primary_key=True
+    )
+
+
+_meta = sa.Table(
+    "meta",
+    metadata,
+    sa.Column("id", sa.Integer, sa.CheckConstraint("id = 1"), primary_key=True),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("supernet", sa.String(18), nullable=False),
+    sa.Column("block_size", sa.Integer, nullable=False),
+    sa.Column("closed", sa.LargeBinary, nullable=False),
+)
+_accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("name", _NAME, primary_key=True),
+    sa.Column("key", _KEY, nullable=False, unique=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+_nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("name", _NAME, primary_key=True),
+    sa.Column("index", sa.Integer, nullable=False, unique=True),
+    sa.Column("block", sa.String(18), nullable=False),
+    sa.Column("key", _KEY, nullable=False, unique=True),
+    sa.Column("facts", sa.LargeBinary, nullable=False),
+    sa.Column("draining", sa.Boolean, nullable=False),
+    sa.Column("removing", sa.Boolean, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+)
+_containers = sa.Table(
+    "containers",
+    metadata,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("account", _NAME, nullable=False),
+    sa.Column("name", _NAME, nullable=False),
+    sa.Column(
+        "node", _NAME, sa.ForeignKey("nodes.name", deferrable=True, initially="DEFERRED"), nullable=False
+    ),
+    sa.Column("address", sa.String(15), nullable=False, unique=True),
+    sa.Column("workload", sa.LargeBinary, nullable=False),
+    sa.Column("wanted", sa.String(7), nullable=False),
+    sa.Column("generation", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("account", "name"),
+)
+_connections = sa.Table(
+    "connections",
+    metadata,
+    _container_reference("source"),
+    _container_reference("destination"),
+    sa.Column("protocol", sa.String(4), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("created_by", _NAME, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=True),
+)
+_invites = sa.Table(
+    "invites",
+    metadata,
+    sa.Column("token_hash", _KEY, primary_key=True),
+    sa.Column("kind", sa.String(4), nullable=False),
+    sa.Column("name", _NAME, nullable=True),
+    sa.Column("expires_at", sa.Float, nullable=False),
+)
+_held = sa.Table(
+    "held",
+    metadata,
+    sa.Column("subject", sa.String(18), primary_key=True),
+    sa.Column("node", _NAME, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("awaiting", sa.LargeBinary, nullable=False),
+)
+_answers = sa.Table(
+    "answers",
+    metadata,
+    sa.Column("account", _NAME, primary_key=True),
+    sa.Column("key", _KEY, primary_key=True),
+    sa.Column("request", sa.LargeBinary, nullable=False),
+    sa.Column("answer", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False, index=True),
+)
+
+
+def _pack(value: object) -> bytes:
+    return msgspec.msgpack.encode(value)
+
+
+def _unpack(data: bytes, kind: type[T]) -> T:
+    return msgspec.msgpack.decode(data, type=kind)
+
+
+def _fields(record: attrs.AttrsInstance) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in attrs.fields(type(record))}
+
+
+def _container_row(record: Container) -> dict[str, Any]:
+    return _fields(record) | {"workload": _pack(record.workload)}
+
+
+def _container_of(row: Mapping[str, Any]) -> Container:
+    return Container(
+        **dict(row)
+        | {
+            "workload": _unpack(row["workload"], Workload),
+            "wanted": msgspec.convert(row["wanted"], Wanted),
+        }
+    )
+
+
+def _connection_row(record: Connection) -> dict[str, Any]:
+    row = _fields(record)
+    port: Port = row.pop("port")
+    return row | {"protocol": port.protocol, "number": port.number}
+
+
+def _connection_of(row: Mapping[str, Any]) -> Connection:
+    values = dict(row)
+    protocol = msgspec.convert(values.pop("protocol"), TransportProtocol)
+    return Connection(port=Port(protocol, values.pop("number")), **values)
+
+
+@attrs.frozen
+class _Kind:
+    """How one record type lies in its table."""
+
+    table: sa.Table
+    row: Callable[[Any], dict[str, Any]]
+    record: Callable[[Any], Record]
+
+    def identity(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[column.name] for column in self.table.primary_key)
+
+    def upsert(self) -> sa.Insert:
+        statement = sqlite.insert(self.table)
+        own = [column.name for column in self.table.primary_key]
+        rest = {c.name: statement.excluded[c.name] for c in self.table.columns if c.name not in own}
+        return statement.on_conflict_do_update(index_elements=own, set_=rest)
+
+    def delete(self) -> sa.Delete:
+        # An executemany may not name its parameters as the columns are named.
+        return sa.delete(self.table).where(
+            *(column == sa.bindparam(f"old_{column.name}") for column in self.table.primary_key)
+        )
+
+
+_KINDS: Final[dict[type, _Kind]] = {
+    Account: _Kind(_accounts, _fields, lambda row: Account(**row)),
+    Node: _Kind(
+        _nodes,
+        lambda node: _fields(node) | {"facts": _pack(node.facts)},
+        lambda row: Node(**row | {"facts": _unpack(row["facts"], NodeFacts)}),
+    ),
+    Container: _Kind(_containers, _container_row, _container_of),
+    Connection: _Kind(_connections, _connection_row, _connection_of),
+    Invite: _Kind(
+        _invites,
+        _fields,
+        lambda row: Invite(**row | {"kind": msgspec.convert(row["kind"], Literal["user", "node"])}),
+    ),
+    Held: _Kind(
+        _held,
+        lambda held: _fields(held) | {"awaiting": _pack(sorted(held.awaiting))},
+        lambda row: Held(**row | {"awaiting": frozenset(_unpack(row["awaiting"], list[str]))}),
+    ),
+}
+_UPSERTS: Final = {kind: how.upsert() for kind, how in _KINDS.items()}
+_DELETES: Final = {kind: how.delete() for kind, how in _KINDS.items()}
+_REMEMBER: Final = sqlite.insert(_answers).on_conflict_do_nothing()
+_FENCE: Final = (
+    sa.update(_meta)
+    .where(_meta.c.epoch == sa.bindparam("old_epoch"), _meta.c.revision == sa.bindparam("old_revision"))
+    .values(epoch=sa.bindparam("new_epoch"), revision=sa.bindparam("new_revision"))
+)
+
+
+class Store:
+    """One open database. It belongs to one thread, and holds one connection for its life.
+
+    Args:
+        directory: Where `DATABASE` is.
+
+    Raises:
+        UnavailableError: It cannot be opened.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / DATABASE
+        self.engine = sa.create_engine(f"sqlite:///{self.path}", poolclass=StaticPool)
+        sa.event.listen(self.engine, "connect", _prepare)
+        sa.event.listen(
+            self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
+        )
+        try:
+            self._connection = self.engine.connect()
+        except SQLAlchemyError as error:
+            raise _unwritable(error) from error
+
+    def close(self) -> None:
+        """Close the database; SQLite then folds its write-ahead log into it."""
+        self._connection.close()
+        self.engine.dispose()
+
+    def create(self, meta: Meta, changes: Iterable[Change] = ()) -> None:
+        """Make the schema, and record what a new broker starts with.
+
+        Raises:
+            UnavailableError: It cannot be written.
+        """
+        try:
+            alembic.command.upgrade(self._migrations(), "head")
+            with self._connection.begin():
+                row = attrs.asdict(meta) | {"id": 1, "closed": _pack(meta.closed)}
+                self._connection.execute(sa.insert(_meta), row)
+                self._write(changes)
+        except SQLAlchemyError as error:
+            raise _unwritable(error) from error
+
+    def upgrade(self) -> None:
+        """Bring an older schema up to date; one that is up to date is not touched.
+
+        Raises:
+            InvalidError: It is no broker's database, or a newer program's.
+        """
+        config = self._migrations()
+        script = alembic.script.ScriptDirectory.from_config(config)
+        try:
+            with self._connection.begin():
+                found = MigrationContext.configure(self._connection).get_current_revision()
+            known = {revision.revision for revision in script.walk_revisions()}
+            if found not in known:
+                raise InvalidError(
+                    f"{self.path} is of schema {found or 'none'}, which this program does not know",
+                    "run the newer netctl that wrote it, or restore a backup",
+                )
+            if found != script.get_current_head():
+                alembic.command.upgrade(config, "head")
+        except SQLAlchemyError as error:
+            raise InvalidError(f"{self.path} is no readable database: {error}", "restore a backup") from error
+
+    def load(self) -> tuple[Meta, list[Record], list[Remembered]]:
+        """Return all that is recorded.
+
+        Raises:
+            InvalidError: Something in it is not as this program writes it.
+        """
+        try:
+            with self._connection.begin():
+                row = dict(self._connection.execute(sa.select(_meta)).mappings().one())
+                del row["id"]
+                meta = Meta(**row | {"closed": _unpack(row["closed"], tuple[str, ...])})
+                records = [
+                    kind.record(dict(row))
+                    for kind in _KINDS.values()
+                    for row in self._connection.execute(sa.select(kind.table)).mappings()
+                ]
+                answers = [
+                    Remembered(**row)
+                    for row in self._connection.execute(
+                        sa.select(_answers).order_by(_answers.c.created_at)
+                    ).mappings()
+                ]
+        except (SQLAlchemyError, msgspec.MsgspecError, ValueError) as error:
+            raise InvalidError(f"{self.path} cannot be read: {error}", "restore a backup") from error
+        return meta, records, answers
+
+    def commit(
+        self,
+        changes: Iterable[Change],
+        *,
+        before: tuple[int, int],
+        after: tuple[int, int],
+        answers: Iterable[Remembered] = (),
+    ) -> None:
+        """Write everything or nothing, durably, in one transaction.
+
+        Args:
+            changes: In the order they were decided.
+            before: Epoch and revision this starts from.
+            after: Epoch and revision it leads to.
+            answers: To remember; a key that is remembered already keeps its first answer.
+
+        Raises:
+            FencedError: The store is not at `before`; nothing was written.
+            UnavailableError: It cannot be written; nothing was.
+        """
+        fence = {
+            "old_epoch": before[0],
+            "old_revision": before[1],
+            "new_epoch": after[0],
+            "new_revision": after[1],
+        }
+        remembered = [_fields(answer) for answer in answers]
+        try:
+            with self._connection.begin():
+                if self._connection.execute(_FENCE, fence).rowcount != 1:
+                    raise FencedError(
+                        "another broker has taken over this store", "stop this one, or the other"
+                    )
+                self._write(changes)
+                if remembered:
+                    self._connection.execute(_REMEMBER, remembered)
+        except SQLAlchemyError as error:
+            raise _unwritable(error) from error
+
+    def forget(self, now: float) -> None:
+        """Drop remembered answers that are too old or too many.
+
+        Raises:
+            UnavailableError: It cannot be written.
+        """
+        newest = (
+            sa.select(_answers.c.created_at)
+            .order_by(_answers.c.created_at.desc())
+            .offset(ANSWERS_KEPT)
+            .limit(1)
+            .scalar_subquery()
+        )
+        old = sa.or_(_answers.c.created_at < now - ANSWERS_AGE, _answers.c.created_at <= newest)
+        try:
+            with self._connection.begin():
+                self._connection.execute(sa.delete(_answers).where(old))
+        except SQLAlchemyError as error:
+            raise _unwritable(error) from error
+
+    def set_closed(self, closed: tuple[str, ...], *, before: tuple[int, int]) -> None:
+        """Record other closed networks, at the next revision.
+
+        Raises:
+            FencedError: The store is not at `before`.
+            UnavailableError: It cannot be written.
+        """
+        statement = (
+            sa.update(_meta)
+            .where(_meta.c.epoch == before[0], _meta.c.revision == before[1])
+            .values(closed=_pack(closed), revision=before[1] + 1)
+        )
+        try:
+            with self._connection.begin():
+                if self._connection.execute(statement).rowcount != 1:
+                    raise FencedError("another broker has taken over this store", "stop the other one")
+        except SQLAlchemyError as error:
+            raise _unwritable(error) from error
+
+    def _write(self, changes: Iterable[Change]) -> None:
+        """Write the last change of every record: deletions first, for what is unique among records."""
+        last: dict[tuple[type, tuple[Any, ...]], tuple[bool, dict[str, Any]]] = {}
+        for change in changes:
+            kind = type(change.record)
+            row = _KINDS[kind].row(change.record)
+            last[kind, _KINDS[kind].identity(row)] = (isinstance(change, Put), row)
+        deletes: dict[type, list[dict[str, Any]]] = {}
+        puts: dict[type, list[dict[str, Any]]] = {}
+        for (kind, identity), (put, row) in last.items():
+            if put:
+                puts.setdefault(kind, []).append(row)
+            else:
+                names = [f"old_{column.name}" for column in _KINDS[kind].table.primary_key]
+                deletes.setdefault(kind, []).append(dict(zip(names, identity, strict=True)))
+        for kind, rows in deletes.items():
+            self._connection.execute(_DELETES[kind], rows)
+        for kind, rows in puts.items():
+            self._connection.execute(_UPSERTS[kind], rows)
+
+    def _migrations(self) -> alembic.config.Config:
+        config = alembic.config.Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        config.attributes["connection"] = self._connection
+        return config
+
+
+def _prepare(connection: Any, _record: object) -> None:
+    """Set up a fresh SQLite connection (https://sqlite.org/pragma.html)."""
+    # SQLAlchemy begins transactions itself, by its `begin` event.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=2000"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _unwritable(error: SQLAlchemyError) -> UnavailableError:
+    reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+    return UnavailableError(
+        f"the broker cannot use its database: {reason}", "check the disk's space and the directory's owner"
+    )
