@@ -1,0 +1,331 @@
+"""The operations that lead from what is to what should be, and what each of them leads to. Pure.
+
+`diff` never looks past what it is given: two parts of a host, cut out by `target` and `within` for the
+same scope, compare like two whole ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import attrs
+
+from firewall_rules import names
+from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding
+from netctl.model import PlacedContainer, mac_of
+from nodeagent.desired_index import DesiredIndex, Scope, pair_key
+from nodeagent.kernel_state import EngineContainer, HostFacts, HostState
+from nodeagent.ops import (
+    CreateContainer,
+    DeleteBridge,
+    DeleteHostRules,
+    DeletePort,
+    DeleteRoute,
+    DeleteTunnel,
+    Op,
+    RemoveContainer,
+    SetBridge,
+    SetContainerRules,
+    SetEnd,
+    SetHostRules,
+    SetPort,
+    SetRoute,
+    SetSysctl,
+    SetTunnel,
+    StartContainer,
+    StopContainer,
+    UpdateContainerRules,
+    UpdateHostRules,
+    ordered,
+)
+from nodeagent.target import ENDED, WITH_NAMESPACE, openings, target, touched_policies
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+_T = TypeVar("_T")
+
+
+def plan(
+    desired: DesiredIndex,
+    facts: HostFacts,
+    observed: HostState,
+    now: float,
+    *,
+    scope: Scope | None = None,
+    found: Mapping[str, str] | None = None,
+) -> tuple[Op, ...]:
+    """Return what to do next, in order; empty: nothing, or nothing before an engine's next event.
+
+    The arguments are those of `nodeagent.target.target`. A scope narrows the work, never the outcome:
+    where a part does not tell enough, everything is looked at.
+    """
+    if scope is not None and desired.header.block is not None and observed.host_policy is not None:
+        wanted = target(desired, facts, observed, now, scope=scope)
+        operations = diff(wanted, within(observed, desired, scope), desired.containers)
+        if not any(_too_wide(operation, scope) for operation in operations):
+            return operations
+    return diff(target(desired, facts, observed, now, found=found), observed, desired.containers)
+
+
+def _too_wide(operation: Op, scope: Scope) -> bool:
+    """Tell whether `operation` puts something in place whole of which only a part was looked at."""
+    if isinstance(operation, SetContainerRules):
+        return operation.container not in scope.containers
+    return isinstance(operation, SetHostRules | DeleteHostRules)
+
+
+def within(observed: HostState, desired: DesiredIndex, scope: Scope) -> HostState:
+    """Return the part of `observed` that `target` computes for the same scope."""
+    identifiers = [*scope.containers]
+    devices = [names.port_device(identifier) for identifier in identifiers]
+    policies = _only(observed.container_policies, identifiers)
+    for identifier, partners in touched_policies(desired, observed, scope).items():
+        policies[identifier] = _policy_within(
+            observed.container_policies[identifier], desired, scope, partners
+        )
+    return HostState(
+        ports=_only(observed.ports, devices),
+        ends=_only(observed.ends, identifiers),
+        host_policy=None
+        if observed.host_policy is None
+        else _host_policy_within(observed.host_policy, desired, scope),
+        container_policies=policies,
+        containers=_only(observed.containers, identifiers),
+    )
+
+
+def _only(mapping: Mapping[_K, _V], keys: Iterable[_K]) -> dict[_K, _V]:
+    return {key: mapping[key] for key in keys if key in mapping}
+
+
+def _policy_within(
+    policy: ContainerPolicy, desired: DesiredIndex, scope: Scope, partners: Iterable[str]
+) -> ContainerPolicy:
+    inbound: set[Opening] = set()
+    outbound: set[Opening] = set()
+    for partner in partners:
+        pair = pair_key(policy.address, partner)
+        for permit in (*scope.pairs[pair], *desired.between(pair)):
+            into, out_of = openings(permit, policy.address)
+            if into in policy.inbound:
+                inbound.add(into)
+            if out_of in policy.outbound:
+                outbound.add(out_of)
+    return attrs.evolve(policy, inbound=frozenset(inbound), outbound=frozenset(outbound))
+
+
+def _host_policy_within(policy: HostPolicy, desired: DesiredIndex, scope: Scope) -> HostPolicy:
+    bindings = {
+        PortBinding(names.port_device(identifier), mac_of(address), address)
+        for identifier, addresses in scope.containers.items()
+        for address in addresses
+    }
+    pairs = {
+        Pair(*pair, expires_at=permit.expires_at)
+        for pair, changed in scope.pairs.items()
+        for permit in (*changed, *desired.between(pair))
+    }
+    return attrs.evolve(
+        policy,
+        bindings=frozenset(binding for binding in bindings if binding in policy.bindings),
+        pairs=frozenset(pair for pair in pairs if pair in policy.pairs),
+        tunnels=frozenset(),
+    )
+
+
+# --- differences ------------------------------------------------------------------------------------
+
+
+def diff(wanted: HostState, observed: HostState, placed: Mapping[str, PlacedContainer]) -> tuple[Op, ...]:
+    """Return the operations that lead from `observed` towards `wanted`, in order.
+
+    Containers come up in steps, each begun by an event of their engine: one whose namespaces are being
+    made gets nothing yet. Applied again and again, with those events in between, it ends in `wanted`.
+
+    Args:
+        wanted: From `nodeagent.target.target`.
+        observed: The same part of the host.
+        placed: Names and workloads of the containers in `wanted`, by id.
+    """
+    return ordered(
+        (
+            *_sysctls(wanted, observed),
+            *_bridge(wanted, observed),
+            *_tunnels(wanted, observed),
+            *_host_rules(wanted.host_policy, observed.host_policy),
+            *_stray_ports(wanted, observed),
+            *_containers(wanted, observed, placed),
+        )
+    )
+
+
+def removal(observed: HostState) -> tuple[Op, ...]:
+    """Return the operations that take everything of ours out of the host.
+
+    The tables are deleted even if none is seen: one that was damaged is not.
+    """
+    operations = diff(HostState(), observed, {})
+    return operations if observed.host_policy is not None else (*operations, DeleteHostRules())
+
+
+def _sysctls(wanted: HostState, observed: HostState) -> Iterable[Op]:
+    for path, value in wanted.sysctls.items():
+        if observed.sysctls.get(path) != value:
+            yield SetSysctl(path, value)
+
+
+def _bridge(wanted: HostState, observed: HostState) -> Iterable[Op]:
+    if wanted.bridge is None:
+        if observed.bridge is not None:
+            yield DeleteBridge()
+    elif wanted.bridge != observed.bridge:
+        yield SetBridge(wanted.bridge)
+
+
+def _tunnels(wanted: HostState, observed: HostState) -> Iterable[Op]:
+    renewed = set()
+    for device, tunnel in wanted.tunnels.items():
+        if observed.tunnels.get(device) != tunnel:
+            renewed.add(device)
+            yield SetTunnel(tunnel)
+    for device in observed.tunnels:
+        if device not in wanted.tunnels:
+            yield DeleteTunnel(device)
+    # A new bridge address, like a new device, may have taken the routes along that depended on it.
+    rebuilt = wanted.bridge is not None and (
+        observed.bridge is None or observed.bridge.address != wanted.bridge.address
+    )
+    for block, route in wanted.routes.items():
+        if rebuilt or route.device in renewed or observed.routes.get(block) != route:
+            yield SetRoute(route)
+    for block in observed.routes:
+        if block not in wanted.routes:
+            yield DeleteRoute(block)
+
+
+def _host_rules(wanted: HostPolicy | None, observed: HostPolicy | None) -> Iterable[Op]:
+    if wanted is None:
+        if observed is not None:
+            yield DeleteHostRules()
+    elif observed is None or not _same_host(wanted, observed):
+        yield SetHostRules(wanted)
+    else:
+        bindings = _changes(wanted.bindings, observed.bindings)
+        pairs = _changes(wanted.pairs, observed.pairs)
+        tunnels = _changes(wanted.tunnels, observed.tunnels)
+        if any((*bindings, *pairs, *tunnels)):
+            yield UpdateHostRules(*bindings, *pairs, *tunnels)
+
+
+def _same_host(one: HostPolicy, other: HostPolicy) -> bool:
+    """Tell whether two policies differ in elements at most."""
+    return (
+        (one.bridge, one.address, one.block, one.supernet, one.resolver, one.vxlan_port)
+        == (other.bridge, other.address, other.block, other.supernet, other.resolver, other.vxlan_port)
+    ) and (one.closed is other.closed or one.closed == other.closed)
+
+
+def _same_container(one: ContainerPolicy, other: ContainerPolicy) -> bool:
+    """Tell whether two policies differ in elements at most."""
+    return (one.address, one.gateway, one.resolver) == (other.address, other.gateway, other.resolver) and (
+        one.closed is other.closed or one.closed == other.closed
+    )
+
+
+def _changes(wanted: frozenset[_T], observed: frozenset[_T]) -> tuple[tuple[_T, ...], tuple[_T, ...]]:
+    """Return what to add and what to remove, each in a fixed order."""
+    if wanted is observed:
+        return (), ()
+    return _sorted(wanted - observed), _sorted(observed - wanted)
+
+
+def _sorted(items: Iterable[_T]) -> tuple[_T, ...]:
+    # By text, since a lifetime may be None, which does not compare.
+    return tuple(sorted(items, key=repr))
+
+
+def _stray_ports(wanted: HostState, observed: HostState) -> Iterable[Op]:
+    for device in observed.ports:
+        if device not in wanted.ports:
+            yield DeletePort(device)
+
+
+def _containers(
+    wanted: HostState, observed: HostState, placed: Mapping[str, PlacedContainer]
+) -> Iterable[Op]:
+    for identifier in observed.containers:
+        if identifier not in wanted.containers:
+            yield RemoveContainer(identifier)
+    for identifier, goal in wanted.containers.items():
+        seen = observed.containers.get(identifier)
+        if seen is None or _must_be_made_anew(identifier, goal, seen, observed):
+            container = placed[identifier]
+            if seen is not None:
+                yield RemoveContainer(identifier)
+            yield CreateContainer(identifier, container.name, container.address, container.workload)
+        elif seen.state in WITH_NAMESPACE:
+            yield from _network(identifier, wanted, observed)
+            yield from _command(identifier, goal, seen)
+    for identifier, policy in wanted.container_policies.items():
+        if identifier not in wanted.containers:
+            # Only single openings of this one are in scope.
+            yield from _rules(identifier, policy, observed.container_policies.get(identifier))
+
+
+def _must_be_made_anew(
+    identifier: str, goal: EngineContainer, seen: EngineContainer, observed: HostState
+) -> bool:
+    """Tell whether a container that is to start again has lost its namespace, as by a reboot."""
+    return (
+        seen.state in ENDED
+        and goal.state == "running"
+        and identifier not in observed.ends
+        and identifier not in observed.container_policies
+    )
+
+
+def _network(identifier: str, wanted: HostState, observed: HostState) -> Iterable[Op]:
+    end = wanted.ends.get(identifier)
+    if end is None:
+        return
+    yield from _rules(
+        identifier, wanted.container_policies[identifier], observed.container_policies.get(identifier)
+    )
+    device = names.port_device(identifier)
+    port, seen_port = wanted.ports[device], observed.ports.get(device)
+    seen_end = observed.ends.get(identifier)
+    if seen_port is not None and seen_end is None:
+        # The far end was renamed or moved by whoever has rights in there: the pair is made anew.
+        yield DeletePort(device)
+    if seen_end is None or seen_port != port:
+        yield SetPort(identifier, port, end)
+    if seen_end != end or seen_port is None:
+        yield SetEnd(identifier, end)
+
+
+def _rules(identifier: str, wanted: ContainerPolicy, observed: ContainerPolicy | None) -> Iterable[Op]:
+    if observed is None or not _same_container(wanted, observed):
+        yield SetContainerRules(identifier, wanted)
+        return
+    inbound = _changes(wanted.inbound, observed.inbound)
+    outbound = _changes(wanted.outbound, observed.outbound)
+    if any((*inbound, *outbound)):
+        yield UpdateContainerRules(identifier, *inbound, *outbound)
+
+
+def _command(identifier: str, goal: EngineContainer, seen: EngineContainer) -> Iterable[Op]:
+    if seen.state == "running":
+        if goal.state != "running" or goal.generation > seen.generation:
+            yield StopContainer(identifier)
+    elif goal.state == "running":
+        yield StartContainer(identifier, goal.generation)
+
+
+def reached(goal: EngineContainer | None, seen: EngineContainer | None) -> bool:
+    """Tell whether a container's command is where it should be."""
+    if goal is None or seen is None:
+        return goal is seen
+    if goal.state == "running":
+        return seen.state == "running" and seen.generation >= goal.generation
+    return seen.state == goal.state or (goal.state in ENDED and seen.state in ENDED)
