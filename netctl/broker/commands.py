@@ -63,13 +63,16 @@ class RemoveNode:
     """Take a node out.
 
     Attributes:
-        force: Its containers too, and fence it: nobody waits for its acknowledgement.
+        force: Its containers too. If it is not `reachable` it is fenced: its key is unknown at once, and
+            nobody waits for its acknowledgement.
         leaving: The node itself asked, and takes its own kernel state out.
+        reachable: It has a live session, so it is told to take everything out, and acknowledges that.
     """
 
     node: str
     force: bool
     leaving: bool = False
+    reachable: bool = False
 
 
 @attrs.frozen
@@ -139,7 +142,7 @@ class DropConnections:
 
 @attrs.frozen
 class Acknowledge:
-    """A node has applied a revision without errors: what was held for it may be free."""
+    """A node has applied a revision of this epoch without errors: what was held for it may be free."""
 
     node: str
     revision: int

@@ -18,6 +18,9 @@ from netctl.model import Encapsulation, NodeDelta, NodeFacts, Port, Wanted, Work
 ConnectionKey = tuple[str, str, Port]
 """Source container id, destination container id, port. A portless connection has the smaller id first."""
 
+KeyOwner = tuple[Literal["user", "node"], str]
+"""What kind of session a public key opens, and the account's or node's name."""
+
 
 @attrs.frozen
 class Account:
@@ -53,7 +56,7 @@ class Node:
 
 @attrs.frozen
 class Container:
-    """A recorded container."""
+    """A recorded container. `revision`: at which it, or what is wanted of it, last changed."""
 
     id: str
     account: str
@@ -163,7 +166,19 @@ class Snapshot:
         containers_of: Node name -> ids.
         connections_of: Container id -> keys of all its connections, either end.
         addresses: Address -> container id.
+        pairs: (Smaller container id, larger id) -> keys of all connections between the two.
+        keys: Public key -> whose it is: ("user", account name) or ("node", node name).
+        bare_names: Container name -> id, whatever the account.
+        expiring: Keys of the connections that have an end in time.
+        awaiting: Node name -> subjects in `held` that wait for it.
         cursors: Node name -> host number last given out, so that a freed address is used again late.
+        changed: Node name -> revision at which its desired state last changed; a node that applied this
+            one or a later one holds its present desired state. Not stored; after `load` the loaded
+            revision, since what a node held before is not known.
+        acknowledged: Node name -> highest revision it applied without errors. Not stored.
+        lost: Container id -> node name -> revision at which that node lost a connection of the container,
+            so that its address is not used again before the node acknowledged. Not stored; after `load`
+            every container may have lost one everywhere.
     """
 
     epoch: int
@@ -182,7 +197,15 @@ class Snapshot:
     containers_of: Map[str, Map[str, None]] = attrs.field(factory=Map)
     connections_of: Map[str, Map[ConnectionKey, None]] = attrs.field(factory=Map)
     addresses: Map[str, str] = attrs.field(factory=Map)
+    pairs: Map[tuple[str, str], Map[ConnectionKey, None]] = attrs.field(factory=Map)
+    keys: Map[str, KeyOwner] = attrs.field(factory=Map)
+    bare_names: Map[str, str] = attrs.field(factory=Map)
+    expiring: Map[ConnectionKey, float] = attrs.field(factory=Map)
+    awaiting: Map[str, Map[str, None]] = attrs.field(factory=Map)
     cursors: Map[str, int] = attrs.field(factory=Map)
+    changed: Map[str, int] = attrs.field(factory=Map)
+    acknowledged: Map[str, int] = attrs.field(factory=Map)
+    lost: Map[str, Map[str, int]] = attrs.field(factory=Map)
 
 
 @attrs.frozen
@@ -191,9 +214,13 @@ class Decision:
 
     Attributes:
         snapshot: The next one; the same object where nothing changed.
-        changes: What the store writes, in one transaction with the new revision.
-        nodes: Nodes whose desired state this changes: they must report `snapshot.revision`.
-        deltas: For each node in `nodes`: how its desired state changes (`netctl.broker.plan`).
+        changes: What the store writes, in one transaction with the new revision. Empty: there is nothing
+            to write, even where `snapshot` is a new object (what a node acknowledged is not stored).
+            Not empty at an unchanged revision: only what was held or removing went, no desired state.
+        nodes: Nodes an answer waits for: they must report `revision`. A node that joins by this very
+            command is not among them: its first state is whole.
+        deltas: For each node whose desired state this changes: how (`netctl.broker.plan`). Empty for a
+            repetition, whose `nodes` were told at `revision` already.
         revision: The revision an answer waits for: the new one, or, where the change was recorded
             already, the older one it was recorded at.
         message: One line for the user; may be empty.
