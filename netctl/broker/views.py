@@ -1,0 +1,223 @@
+"""What users are shown: recorded state together with what nodes say of themselves. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import attrs
+
+from netctl.broker import lookup, overlay
+from netctl.broker.snapshot import Connection, ConnectionKey, Container, Node, Snapshot
+from netctl.model import ContainerRunState, ContainerStatus
+from netctl.wire.messages import (
+    BrokerStatus,
+    ConnectionList,
+    ConnectionView,
+    ContainerDetail,
+    ContainerList,
+    ContainerView,
+    NodeDetail,
+    NodeError,
+    NodeList,
+    NodeView,
+)
+
+_ENDED = ("exited", "failed")
+
+
+@attrs.frozen
+class LiveNode:
+    """What the broker knows of a node beyond the record.
+
+    Attributes:
+        connected: It has a live session.
+        applied: Highest revision it reported as applied, errors or not; 0: none since the broker started.
+        errors: What it reported with that.
+        last_seen: Seconds since 1970; 0: not since the broker started.
+    """
+
+    connected: bool = False
+    applied: int = 0
+    errors: tuple[NodeError, ...] = ()
+    last_seen: float = 0.0
+
+
+@attrs.frozen
+class Live:
+    """Everything that is known without being recorded.
+
+    Attributes:
+        nodes: By name; a node that is not here was not seen since the broker started.
+        containers: Last report of each container, by id.
+    """
+
+    nodes: Mapping[str, LiveNode] = attrs.field(factory=dict)
+    containers: Mapping[str, ContainerStatus] = attrs.field(factory=dict)
+
+
+_UNSEEN = LiveNode()
+
+
+def node_state_word(node: Node, live: Live) -> Literal["ready", "unreachable", "draining", "removing"]:
+    """Return the one word for a node: what hinders it most comes first."""
+    if node.removing:
+        return "removing"
+    if not live.nodes.get(node.name, _UNSEEN).connected:
+        return "unreachable"
+    return "draining" if node.draining else "ready"
+
+
+def container_state(container: Container, live: Live) -> ContainerRunState:
+    """Return how a container is, as far as that is known.
+
+    A node that cannot be reached may have lost what ran on it; what had ended there stays ended, since
+    only a new generation would run it again, and the node was not told of one.
+    """
+    status = live.containers.get(container.id)
+    ended = status is not None and status.state in _ENDED
+    # Of one that is to be stopped any generation's end counts: the newest may never have been started.
+    present = status is not None and (status.generation >= container.generation)
+    if status is not None and ended and (present or container.wanted == "stopped"):
+        return status.state
+    if not live.nodes.get(container.node, _UNSEEN).connected:
+        return "unknown"
+    return status.state if status is not None and present else "creating"
+
+
+def is_active(container: Container, live: Live) -> bool:
+    """Return whether a container runs, or may run for all that is known."""
+    return container_state(container, live) not in _ENDED
+
+
+def connection_state(snapshot: Snapshot, connection: Connection, live: Live) -> Literal["active", "pending"]:
+    """Return ``active`` if every node with an end of the connection has applied it."""
+    ends = (connection.source, connection.destination)
+    nodes = {snapshot.containers[end].node for end in ends}
+    reached = all(live.nodes.get(node, _UNSEEN).applied >= connection.revision for node in nodes)
+    return "active" if reached else "pending"
+
+
+def node_list(snapshot: Snapshot, live: Live) -> NodeList:
+    """Return all nodes, by name."""
+    return NodeList(tuple(_node(snapshot, node, live) for _, node in sorted(snapshot.nodes.items())))
+
+
+def node_detail(snapshot: Snapshot, name: str, live: Live) -> NodeDetail:
+    """Return one node with its facts and peers.
+
+    Raises:
+        NotFoundError: No node is called so.
+    """
+    node = lookup.node(snapshot, name)
+    seen = live.nodes.get(name, _UNSEEN)
+    peers = {
+        other.name: overlay.mode(snapshot.encapsulations, node.facts, other.facts)
+        for _, other in sorted(snapshot.nodes.items())
+        if other.name != name and not other.removing and not node.removing
+    }
+    return NodeDetail(_node(snapshot, node, live), node.facts, peers, seen.errors, seen.last_seen)
+
+
+def container_list(snapshot: Snapshot, live: Live) -> ContainerList:
+    """Return all containers, by name."""
+    views = (_container(container, live) for container in snapshot.containers.values())
+    return ContainerList(tuple(sorted(views, key=lambda view: (view.name, view.address))))
+
+
+def container_detail(snapshot: Snapshot, account: str, name: str, live: Live) -> ContainerDetail:
+    """Return the container that `account` means by `name`, with its connections.
+
+    Raises:
+        NotFoundError: No container is called so.
+    """
+    container = lookup.container(snapshot, account, name)
+    status = live.containers.get(container.id)
+    return ContainerDetail(
+        container=_container(container, live),
+        id=container.id,
+        account=container.account,
+        workload=container.workload,
+        wanted=container.wanted,
+        generation=container.generation,
+        created_at=container.created_at,
+        message=status.message if status is not None else "",
+        connections=_connections(snapshot, snapshot.connections_of.get(container.id, ()), live),
+    )
+
+
+def connection_list(snapshot: Snapshot, live: Live) -> ConnectionList:
+    """Return all connections, by source, destination and port."""
+    return ConnectionList(_connections(snapshot, snapshot.connections, live))
+
+
+def broker_status(
+    snapshot: Snapshot, live: Live, *, version: str, uptime: float, sessions: int, account: str
+) -> BrokerStatus:
+    """Return the broker in numbers.
+
+    Args:
+        snapshot: What is recorded.
+        live: What is known beyond it.
+        version: Of the broker's program.
+        uptime: Seconds since it started.
+        sessions: Live sessions of users and nodes.
+        account: Of who asks.
+    """
+    return BrokerStatus(
+        version=version,
+        epoch=snapshot.epoch,
+        revision=snapshot.revision,
+        supernet=snapshot.supernet,
+        block_size=snapshot.block_size,
+        uptime=uptime,
+        nodes=dict(Counter(node_state_word(node, live) for node in snapshot.nodes.values())),
+        containers=len(snapshot.containers),
+        connections=len(snapshot.connections),
+        sessions=sessions,
+        account=account,
+    )
+
+
+def _node(snapshot: Snapshot, node: Node, live: Live) -> NodeView:
+    return NodeView(
+        name=node.name,
+        block=node.block,
+        underlay=node.facts.underlay,
+        state=node_state_word(node, live),
+        encapsulation=overlay.own_mode(snapshot, node),
+        containers=len(snapshot.containers_of.get(node.name, ())),
+        applied=live.nodes.get(node.name, _UNSEEN).applied,
+        version=node.facts.version,
+    )
+
+
+def _container(container: Container, live: Live) -> ContainerView:
+    state = container_state(container, live)
+    status = live.containers.get(container.id)
+    return ContainerView(
+        name=container.name,
+        node=container.node,
+        address=container.address,
+        engine=container.workload.engine,
+        state=state,
+        exit_code=status.exit_code if status is not None and state in _ENDED else None,
+    )
+
+
+def _connections(snapshot: Snapshot, keys: Iterable[ConnectionKey], live: Live) -> tuple[ConnectionView, ...]:
+    rows = []
+    for key in keys:
+        connection = snapshot.connections[key]
+        source = snapshot.containers[connection.source].name
+        destination = snapshot.containers[connection.destination].name
+        view = ConnectionView(
+            source=source,
+            destination=destination,
+            port=str(connection.port),
+            state=connection_state(snapshot, connection, live),
+            revision=connection.revision,
+        )
+        rows.append(((source, destination, connection.port), view))
+    return tuple(view for _, view in sorted(rows, key=lambda row: row[0]))
