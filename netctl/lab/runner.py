@@ -23,7 +23,7 @@ import attrs
 import msgspec
 
 from netctl.broker import service
-from netctl.client import Client
+from netctl.client import Client, enrol
 from netctl.errors import NetctlError, NotFoundError, RefusedError, UnavailableError
 from netctl.lab import confine, processes, registry, topology
 from netctl.lab.processes import ProcessId
@@ -304,7 +304,7 @@ class _Lab:
                 if not file.exists():
                     given = invite.parse(first.read_text(encoding="ascii"))
                     own = attrs.evolve(given, addresses=(f"ipc://{self._plan.socket}",))
-                    identity.save(Client.enrol(own, given.name or "admin"), file)
+                    identity.save(enrol(own, given.name or "admin"), file)
                     first.unlink()
                 client = Client(identity.load(file))
                 client.connect()

@@ -1,0 +1,231 @@
+"""`netctl run`, `ps`, `inspect`, `exec`, `logs`, `stop`, `start` and `rm`: the containers."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from netctl.cli import output, target, terminal
+from netctl.cli.options import (
+    ContainerArgument,
+    EnvOption,
+    JsonOption,
+    LabOption,
+    TimeoutOption,
+    UserOption,
+    examples,
+)
+from netctl.errors import InvalidError, NetctlError, UsageError
+from netctl.model import Workload, check_name
+from netctl.wire.messages import (
+    ContainerDetail,
+    ContainerList,
+    Done,
+    InspectContainer,
+    ListContainers,
+    OpenExec,
+    OpenLogs,
+    RemoveContainer,
+    RunContainer,
+    StartContainer,
+    StopContainer,
+)
+
+EXEC_FAILED = 125
+"""Exit status of `netctl exec` where netctl, not the command, failed; as docker's."""
+COLUMNS = ("name", "node", "address", "engine", "state", "exit_code")
+CommandArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="COMMAND...", help="Program and arguments; put -- before them.", show_default=False
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command(
+        "run",
+        epilog=examples(
+            "netctl run web -- python3 -m http.server 8000",
+            "netctl run db --node n2 --env MODE=test --user 1000:1000 -- /usr/local/bin/db --port 5432",
+        ),
+    )(run)
+    app.command("ps", epilog=examples("netctl ps", "netctl ps --json"))(ps)
+    app.command("inspect", epilog=examples("netctl inspect web --json"))(inspect)
+    app.command(
+        "exec",
+        epilog=examples(
+            "netctl exec web -- ip address",
+            "netctl exec db -- sh -c 'cat >/tmp/dump' < dump",
+            "netctl exec -it web -- sh",
+        ),
+    )(exec_)
+    app.command("logs", epilog=examples("netctl logs web", "netctl logs web --tail 20 --follow"))(logs)
+    app.command("stop", epilog=examples("netctl stop web"))(stop)
+    app.command("start", epilog=examples("netctl start web"))(start)
+    app.command("rm", epilog=examples("netctl rm web", "netctl rm web --force"))(remove)
+
+
+def _environment(pairs: list[str] | None) -> tuple[tuple[str, str], ...]:
+    result = []
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise InvalidError(f"{pair[:80]!r} is no variable", "write it as NAME=VALUE")
+        result.append((name, value))
+    return tuple(result)
+
+
+def run(
+    context: typer.Context,
+    name: ContainerArgument,
+    command: CommandArgument,
+    *,
+    node: Annotated[
+        str | None, typer.Option("--node", metavar="N", help="Where; the broker chooses otherwise.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", metavar="ENGINE", help="What runs it.")] = "process",
+    env: EnvOption = None,
+    user: UserOption = "",
+    cap_add: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cap-add", metavar="CAPABILITY", help="One more than Docker's default set; may be repeated."
+        ),
+    ] = None,
+    workdir: Annotated[str, typer.Option("--workdir", "-w", metavar="DIR", help="Where it starts.")] = "/",
+    lab: LabOption = None,
+    timeout: TimeoutOption = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a container; nothing passes to or from other containers until they are connected.
+
+    Returns when its command runs. One that ends stays listed with its exit status.
+    """
+    if engine != "process":
+        raise UsageError(f"there is no engine {engine[:80]!r}", "the engine of this version is `process`")
+    if not workdir.startswith("/"):
+        raise InvalidError(f"{workdir[:80]!r} is no absolute directory", "give --workdir from / on")
+    capabilities = tuple(each.upper().removeprefix("CAP_") for each in cap_add or ())
+    workload = Workload("process", tuple(command), _environment(env), user, capabilities, workdir)
+    message = RunContainer(check_name(name), workload, node, timeout)
+    output.show_done(target.ask(context, lab, message, Done, f"{name} to run"), as_json=as_json)
+
+
+def ps(context: typer.Context, lab: LabOption = None, *, as_json: JsonOption = False) -> None:
+    """List all containers, those that ended too."""
+    answer = target.ask(context, lab, ListContainers(), ContainerList, "the broker")
+    output.show_listing(
+        [output.container_row(each) for each in answer.containers],
+        COLUMNS,
+        as_json=as_json,
+        nothing="no containers; start one with `netctl run NAME -- COMMAND`",
+    )
+
+
+def inspect(
+    context: typer.Context, name: ContainerArgument, lab: LabOption = None, *, as_json: JsonOption = False
+) -> None:
+    """Show one container whole, with its connections."""
+    answer = target.ask(context, lab, InspectContainer(name), ContainerDetail, "the broker")
+    output.show_record(output.container_detail_row(answer), as_json=as_json)
+
+
+def exec_(
+    context: typer.Context,
+    name: ContainerArgument,
+    command: CommandArgument,
+    *,
+    env: EnvOption = None,
+    user: UserOption = "",
+    lab: LabOption = None,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive", "-i", help="Pass stdin on also where it is a terminal; a pipe always is."
+        ),
+    ] = False,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="Give the command a terminal.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a command in a container, with this command's stdin, stdout and stderr.
+
+    The exit status is the command's own, 128+N if signal N ended it, and 125 if netctl failed. With --json
+    only netctl's own errors are JSON.
+    """
+    del as_json  # read from the command line by whoever prints errors
+    try:
+        size = terminal.size() if tty else (0, 0)
+        message = OpenExec(name, tuple(command), _environment(env), user, tty, *size)
+        with target.open_client(target.lab_option(context, lab)) as client:
+            with target.notice(f"{name} to start the command"):
+                stream = client.open(message)
+            status = terminal.run(
+                client, stream, stdin=interactive or not os.isatty(0), raw=tty and interactive
+            )
+    except NetctlError as error:
+        error.exit_status = EXEC_FAILED  # type: ignore[misc]  # of this one error, not of its kind
+        raise
+    raise typer.Exit(status)
+
+
+def logs(
+    context: typer.Context,
+    name: ContainerArgument,
+    *,
+    tail: Annotated[
+        int | None, typer.Option("--tail", "-n", metavar="N", min=0, help="Only the last N lines.")
+    ] = None,
+    lab: LabOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")] = False,
+) -> None:
+    """Print a container's output: its stdout on stdout, its stderr on stderr."""
+    with target.open_client(target.lab_option(context, lab)) as client:
+        with target.notice(f"the output of {name}"):
+            stream = client.open(OpenLogs(name, tail, follow))
+        terminal.run(client, stream, stdin=False, raw=False)
+
+
+def stop(
+    context: typer.Context,
+    name: ContainerArgument,
+    *,
+    lab: LabOption = None,
+    timeout: TimeoutOption = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """End a container's command (SIGTERM, SIGKILL after ten seconds) and keep the container."""
+    message = StopContainer(name, timeout)
+    output.show_done(target.ask(context, lab, message, Done, f"{name} to end"), as_json=as_json)
+
+
+def start(
+    context: typer.Context,
+    name: ContainerArgument,
+    *,
+    lab: LabOption = None,
+    timeout: TimeoutOption = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a container's command again; its address and connections are the same."""
+    message = StartContainer(name, timeout)
+    output.show_done(target.ask(context, lab, message, Done, f"{name} to run"), as_json=as_json)
+
+
+def remove(
+    context: typer.Context,
+    name: ContainerArgument,
+    *,
+    lab: LabOption = None,
+    timeout: TimeoutOption = 10.0,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Also while it runs.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a container and all its connections; a new one of its name inherits none."""
+    message = RemoveContainer(name, force, timeout)
+    output.show_done(
+        target.ask(context, lab, message, Done, f"the nodes to take {name} out"), as_json=as_json
+    )

@@ -1,0 +1,169 @@
+"""`netctl lab ...`: a whole overlay on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import attrs
+import typer
+
+from netctl.cli import output, target
+from netctl.cli.options import JsonOption, LabOption, examples
+from netctl.errors import UsageError
+from netctl.lab import registry
+from netctl.lab.topology import Wish
+
+DirOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dir", metavar="DIR", help="Where the lab keeps everything.", show_default=str(registry.DEFAULT_LAB)
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    group = typer.Typer(
+        help="A lab: a broker and nodes on this machine, each in a network namespace of its own.",
+        no_args_is_help=True,
+    )
+    group.command(
+        "up",
+        epilog=examples(
+            "netctl lab up", "netctl lab up --nodes 5", "netctl lab up --dir /srv/lab --mtu 9000"
+        ),
+    )(up)
+    group.command("down", epilog=examples("netctl lab down"))(down)
+    group.command("status", epilog=examples("netctl lab status --json"))(status)
+    group.command(
+        "shell",
+        epilog=examples("netctl lab shell n1", "netctl lab shell n1 -- ip route", "netctl lab shell broker"),
+    )(shell)
+    app.add_typer(group, name="lab")
+
+
+def _wanted(context: typer.Context, given: str | None, lab: str | None = None) -> str | None:
+    """Return the lab's directory as the user named it: by --dir, --lab or NETCTL_LAB."""
+    wanted = given or target.lab_option(context, lab) or os.environ.get("NETCTL_LAB")
+    return str(Path(wanted).resolve()) if wanted else None
+
+
+def _directory(context: typer.Context, given: str | None, lab: str | None = None) -> str:
+    """Return the lab that was named, else the one that is up, else the default one."""
+    wanted = _wanted(context, given, lab)
+    if wanted:
+        return wanted
+    labs = registry.labs_up()
+    if len(labs) > 1 and str(registry.DEFAULT_LAB) not in labs:
+        raise UsageError(f"{len(labs)} labs are up: {', '.join(labs)}", "say which with --dir DIR")
+    return labs[0] if len(labs) == 1 else str(registry.DEFAULT_LAB)
+
+
+def _tell(line: str) -> None:
+    typer.echo(output.printable(line), err=True)
+
+
+def up(
+    context: typer.Context,
+    *,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", metavar="N", help="How many.", show_default="3")
+    ] = None,
+    encapsulation: Annotated[
+        Literal["auto", "gre", "vxlan", "direct"] | None,
+        typer.Option("--encapsulation", help="Of the tunnels.", show_default="auto"),
+    ] = None,
+    firewall: Annotated[
+        Literal["auto", "nftables", "iptables"] | None,
+        typer.Option("--firewall", help="Of the containers' namespaces.", show_default="auto"),
+    ] = None,
+    mtu: Annotated[
+        int | None, typer.Option("--mtu", metavar="BYTES", help="Of the underlay.", show_default="1500")
+    ] = None,
+    directory: DirOption = None,
+    outside: Annotated[bool, typer.Option("--outside", hidden=True)] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a lab up: a broker, nodes n1, n2 and so on, and the underlay between them.
+
+    Done twice it changes nothing; what ended is started again, and with a larger --nodes the lab grows.
+    """
+    # Imported here since it needs the broker's database and the sockets' library.
+    from netctl.lab import runner  # noqa: PLC0415 - see above
+
+    # Without --dir it is the default lab, whichever others are up.
+    place = _wanted(context, directory) or str(registry.DEFAULT_LAB)
+    wish = Wish(nodes, encapsulation, firewall, mtu, outside or None)
+    result = runner.up(place, wish, _tell)
+    if as_json:
+        typer.echo(output.to_json(_row(result)))
+        return
+    typer.echo(f"the lab in {place} is up: {', '.join(node.name for node in result.nodes)}")
+    if len(registry.labs_up()) > 1:
+        typer.echo(f"say which lab commands mean: export NETCTL_LAB={place}", err=True)
+
+
+def down(context: typer.Context, directory: DirOption = None) -> None:
+    """Take a lab down: its containers, processes, namespaces and files. Shells inside it end too."""
+    # Imported here since it needs the sockets' library.
+    from netctl.lab import runner  # noqa: PLC0415 - see above
+
+    place = _directory(context, directory)
+    runner.down(place, _tell)
+    typer.echo(f"the lab in {place} is gone")
+
+
+def status(
+    context: typer.Context, directory: DirOption = None, lab: LabOption = None, *, as_json: JsonOption = False
+) -> None:
+    """Show a lab's processes, namespaces and nodes."""
+    # Imported here since it needs the sockets' library.
+    from netctl.lab import runner  # noqa: PLC0415 - see above
+
+    result = runner.status(_directory(context, directory, lab))
+    if as_json:
+        typer.echo(output.to_json(_row(result)))
+        return
+    spec = result.spec
+    typer.echo(
+        f"lab {result.directory}: {spec.nodes} nodes, encapsulation {spec.encapsulation}, "
+        f"firewall {spec.firewall}, underlay MTU {spec.mtu}"
+    )
+    for process in result.processes:
+        typer.echo(
+            f"  {process.name.ljust(12)} {'not running' if process.pid is None else f'pid {process.pid}'}"
+        )
+    if result.problem:
+        typer.echo(f"  the broker does not answer: {output.printable(result.problem)}")
+    for node in result.nodes:
+        typer.echo(f"  {node.name.ljust(12)} {node.state}, {node.block}, underlay {node.underlay}")
+    typer.echo(f"  namespaces: {', '.join(result.namespaces) or 'none'}")
+
+
+def _row(result: object) -> dict[str, object]:
+    return attrs.asdict(result)  # type: ignore[arg-type]  # an attrs class; naming it would import the runner
+
+
+def shell(
+    context: typer.Context,
+    host: Annotated[
+        str, typer.Argument(metavar="NODE", help="n1, n2 ..., broker or underlay.", show_default=False)
+    ],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[COMMAND...]", help="Instead of a shell; put -- before it.", show_default=False
+        ),
+    ] = None,
+    directory: DirOption = None,
+    lab: LabOption = None,
+) -> None:
+    """Open a shell, or run a command, in the network namespace of one host of the lab."""
+    # Imported here since it needs the sockets' library.
+    from netctl.lab import runner  # noqa: PLC0415 - see above
+
+    place = _directory(context, directory, lab)
+    argv = runner.shell_command(place, host, command or [])
+    os.execvpe(argv[0], argv, {**os.environ, "NETCTL_LAB": place})  # noqa: S606 - a shell is what was asked for

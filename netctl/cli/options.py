@@ -1,0 +1,51 @@
+"""Options and arguments that several commands share, each described once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+LabOption = Annotated[
+    str | None,
+    typer.Option("--lab", metavar="DIR", help="Speak to the lab in this directory.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        min=0.0,
+        max=3600.0,
+        help="How long to wait for the nodes; after that the exit status is 3.",
+    ),
+]
+ContainerArgument = Annotated[str, typer.Argument(metavar="NAME", help="The container.", show_default=False)]
+NodeArgument = Annotated[str, typer.Argument(metavar="NAME", help="The node.", show_default=False)]
+PortOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--port", "-p", metavar="PORT", help="5432/tcp, 53/udp, 5432 (tcp) or icmp; may be repeated.",
+        show_default=False,
+    ),
+]  # fmt: skip
+EnvOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env", "-e", metavar="NAME=VALUE", help="A variable of its environment; may be repeated.",
+        show_default=False,
+    ),
+]  # fmt: skip
+UserOption = Annotated[
+    str,
+    typer.Option(
+        "--user", "-u", metavar="UID[:GID]", help="Whom it runs as; a number or a name.", show_default=False
+    ),
+]
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: examples, one a line, left as they are."""
+    # Click keeps the lines of a paragraph that begins with a backspace.
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,147 @@
+"""What commands print: tables for people, JSON with stable keys for programs, errors as one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import msgspec
+import typer
+
+from netctl.errors import NetctlError
+from netctl.wire.messages import ConnectionView, ContainerDetail, ContainerView, Done, NodeDetail, NodeView
+
+Row = Mapping[str, Any]
+
+
+def printable(text: str) -> str:
+    """Return `text` as one line without control characters: what others wrote must not drive a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def to_json(value: Any) -> str:
+    """Return `value`, of our own classes or plain, as JSON on one line."""
+    return msgspec.json.encode(value).decode()
+
+
+def node_row(node: NodeView) -> Row:
+    """Return a node as JSON has it."""
+    return attrs.asdict(node)
+
+
+def container_row(container: ContainerView) -> Row:
+    """Return a container as JSON has it."""
+    return attrs.asdict(container)
+
+
+def connection_row(connection: ConnectionView) -> Row:
+    """Return a connection as JSON has it: one object for each record."""
+    return {
+        "from": connection.source,
+        "to": connection.destination,
+        "ports": [connection.port],
+        "state": connection.state,
+        "revision": connection.revision,
+    }
+
+
+def node_detail_row(detail: NodeDetail) -> Row:
+    """Return everything about a node as JSON has it."""
+    return {
+        **node_row(detail.node),
+        "facts": detail.facts,
+        "peers": dict(detail.peers),
+        "errors": detail.errors,
+        "last_seen": detail.last_seen,
+    }
+
+
+def container_detail_row(detail: ContainerDetail) -> Row:
+    """Return everything about a container as JSON has it."""
+    workload = detail.workload
+    return {
+        **container_row(detail.container),
+        "id": detail.id,
+        "account": detail.account,
+        "command": workload.argv,
+        "env": dict(workload.env),
+        "user": workload.user,
+        "cap_add": workload.cap_add,
+        "workdir": workload.workdir,
+        "wanted": detail.wanted,
+        "generation": detail.generation,
+        "created_at": detail.created_at,
+        "message": detail.message,
+        "connections": [connection_row(each) for each in detail.connections],
+    }
+
+
+def show_done(done: Done, *, as_json: bool) -> None:
+    """Print what a command that changed something came to."""
+    if as_json:
+        typer.echo(to_json({"revision": done.revision, "nodes": done.nodes, "message": done.message}))
+    elif done.message:
+        typer.echo(printable(done.message))
+
+
+def show_listing(rows: Sequence[Row], columns: Sequence[str], *, as_json: bool, nothing: str) -> None:
+    """Print rows as a table of `columns`, or all their keys as a JSON array."""
+    if as_json:
+        typer.echo(to_json(list(rows)))
+    elif not rows:
+        typer.echo(nothing, err=True)
+    else:
+        _table(rows, columns)
+
+
+def show_record(row: Row, *, as_json: bool) -> None:
+    """Print one record, a line for each key."""
+    if as_json:
+        typer.echo(to_json(row))
+        return
+    width = max(len(key) for key in row)
+    for key, value in row.items():
+        typer.echo(f"{key.ljust(width)}  {_cell(value)}")
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, str | int):
+        return printable(str(value))
+    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        return printable(", ".join(value)) or "-"
+    return printable(to_json(value))
+
+
+def _table(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    # Imported here since most commands print no table and should start fast.
+    from rich.console import Console  # noqa: PLC0415 - see above
+    from rich.table import Table  # noqa: PLC0415 - the same
+    from rich.text import Text  # noqa: PLC0415 - the same
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.replace("_", " ").upper(), no_wrap=True)
+    for row in rows:
+        # Text, since a plain string would be searched for markup.
+        table.add_row(*(Text(_cell(row[column])) for column in columns))
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        # Piped output is for programs: nothing may be cut off at some width.
+        console.width = 10_000
+    console.print(table)
+
+
+def show_error(error: NetctlError, *, as_json: bool) -> None:
+    """Print an error on stderr, on one line."""
+    if as_json:
+        record = {
+            "code": error.code, "message": error.message, "remedy": error.remedy, "nodes": error.nodes,
+        }  # fmt: skip
+        typer.echo(to_json(record), err=True)
+        return
+    text = "; ".join(part for part in (error.message, error.remedy) if part)
+    typer.echo(f"error: {printable(text)}", err=True)
