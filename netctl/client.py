@@ -110,7 +110,7 @@ class _Link:
 
     def _send(self, frame: Frame) -> None:
         try:
-            self._socket.send_multipart(frame.parts(), zmq.DONTWAIT)
+            self._socket.send_multipart((frame.header, frame.body), zmq.DONTWAIT)
         except zmq.Again:
             raise _LostError("the broker takes no more frames") from None
 
