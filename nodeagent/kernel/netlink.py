@@ -1,0 +1,348 @@
+"""The rtnetlink messages we send, as bytes; sequence numbers are the channel's to fill in.
+
+Encoding is pyroute2's (its own sockets fork, or take a millisecond a call). Meanings are those of
+rtnetlink(7) and linux/if_link.h, linux/rtnetlink.h, linux/if_tunnel.h. Nothing here talks to a kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pyroute2.netlink import nlmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from firewall_rules import names
+from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
+
+NEWLINK: Final = 16
+DELLINK: Final = 17
+GETLINK: Final = 18
+NEWADDR: Final = 20
+DELADDR: Final = 21
+GETADDR: Final = 22
+NEWROUTE: Final = 24
+DELROUTE: Final = 25
+GETROUTE: Final = 26
+NEWNEIGH: Final = 28
+DELNEIGH: Final = 29
+GETNEIGH: Final = 30
+
+_REQUEST = 0x1
+_DUMP = 0x300
+_REPLACE = 0x100
+_EXCL = 0x200
+_CREATE = 0x400
+
+_IFF_UP = 1
+_AF_INET = 2
+_TABLE_MAIN = 254
+_SCOPE_LINK = 253
+_UNICAST = 1
+_PROTOCOL_BOOT = 3
+_ONLINK = 4
+_NUD_PERMANENT = 0x80
+_SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS: counters are most of a link's dump
+_TTL = 64  # fixed, since a tunnel that inherits the inner TTL cannot have its path MTU discovered
+
+Attributes = Sequence[tuple[str, Any]]
+
+
+def _message(kind: type[nlmsg], number: int, modifiers: int, attributes: Attributes, **fields: int) -> bytes:
+    message = kind()
+    message["header"]["type"] = number
+    message["header"]["flags"] = _REQUEST | modifiers
+    for name, value in fields.items():
+        message[name] = value
+    message["attrs"] = list(attributes)
+    message.encode()
+    return bytes(message.data)
+
+
+def _link(number: int, flags: int, attributes: Attributes, *, up: bool = False, index: int = 0) -> bytes:
+    state = {"flags": _IFF_UP, "change": _IFF_UP} if up else {}
+    return _message(ifinfmsg, number, flags, attributes, index=index, **state)
+
+
+def _link_info(kind: str, data: Attributes) -> tuple[str, Any]:
+    return (
+        "IFLA_LINKINFO",
+        {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", {"attrs": list(data)})]},
+    )
+
+
+# --- links ------------------------------------------------------------------------------------------
+
+
+def set_bridge(bridge: Bridge) -> bytes:
+    """Make the bridge if it is missing, and give it its fixed settings.
+
+    Without MTU, which a create message sets in a way that the kernel does not hold against the next
+    port's: `set_link` follows.
+    """
+    return _link(
+        NEWLINK,
+        _CREATE,
+        [
+            ("IFLA_IFNAME", names.BRIDGE),
+            ("IFLA_ADDRESS", bridge.mac),
+            _link_info(
+                "bridge",
+                # VLAN filtering is off in a new bridge, and not every kernel has the switch.
+                [("IFLA_BR_STP_STATE", 0), ("IFLA_BR_MCAST_SNOOPING", 0)],
+            ),
+        ],
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def set_link(device: str, *, mtu: int = 0, mac: str = "", master: int = 0) -> bytes:
+    """Bring a link up; with `mtu`, `mac` and on the bridge of index `master`, where given."""
+    attributes: list[tuple[str, Any]] = [("IFLA_IFNAME", device)]
+    if mtu:
+        attributes.append(("IFLA_MTU", mtu))
+    if mac:
+        attributes.append(("IFLA_ADDRESS", mac))
+    if master:
+        attributes.append(("IFLA_MASTER", master))
+    return _link(NEWLINK, 0, attributes, up=True)
+
+
+def create_port(port: ContainerPort, end: ContainerEnd, bridge: int, namespace: int) -> bytes:
+    """Make a veth pair: near end up on the bridge of index `bridge`, far end down in `namespace`.
+
+    The far end must not be up here (the kernel answers ENOTCONN). The near end has an address of its
+    own choosing by us too, since udev replaces random ones a moment later.
+    """
+    peer = [
+        ("IFLA_IFNAME", names.CONTAINER_LINK),
+        ("IFLA_MTU", end.mtu),
+        ("IFLA_ADDRESS", end.mac),
+        ("IFLA_NET_NS_FD", namespace),
+    ]
+    return _link(
+        NEWLINK,
+        _CREATE | _EXCL,
+        [
+            ("IFLA_IFNAME", port.device),
+            ("IFLA_MTU", port.mtu),
+            ("IFLA_ADDRESS", near_mac(end.mac)),
+            ("IFLA_MASTER", bridge),
+            _link_info("veth", [("VETH_INFO_PEER", {"attrs": peer})]),
+        ],
+        up=True,
+    )
+
+
+def near_mac(end_mac: str) -> str:
+    """Return the Ethernet address of the near end of a pair: the far end's with the next second byte."""
+    first, second, rest = end_mac.split(":", 2)
+    return f"{first}:{(int(second, 16) + 1) % 256:02x}:{rest}"
+
+
+def create_tunnel(tunnel: Tunnel) -> bytes:
+    """Make a tunnel device, up, without an address.
+
+    Raises:
+        ValueError: `tunnel.encapsulation` has no device.
+    """
+    if tunnel.encapsulation == "gre":
+        info = _link_info(
+            "gre",
+            [
+                ("IFLA_GRE_LOCAL", tunnel.local),
+                ("IFLA_GRE_REMOTE", tunnel.remote),
+                ("IFLA_GRE_TTL", _TTL),
+                ("IFLA_GRE_PMTUDISC", 1),
+            ],
+        )
+    elif tunnel.encapsulation == "vxlan":
+        info = _link_info(
+            "vxlan",
+            [
+                ("IFLA_VXLAN_ID", tunnel.vni),
+                ("IFLA_VXLAN_GROUP", tunnel.remote),
+                ("IFLA_VXLAN_LOCAL", tunnel.local),
+                ("IFLA_VXLAN_TTL", _TTL),
+                ("IFLA_VXLAN_LEARNING", 0),
+                ("IFLA_VXLAN_PORT", tunnel.port),
+            ],
+        )
+    else:
+        raise ValueError(f"{tunnel.encapsulation} has no tunnel device")
+    attributes: list[tuple[str, Any]] = [("IFLA_IFNAME", tunnel.device), ("IFLA_MTU", tunnel.mtu)]
+    if tunnel.mac:
+        attributes.append(("IFLA_ADDRESS", tunnel.mac))
+    return _link(NEWLINK, _CREATE | _EXCL, [*attributes, info], up=True)
+
+
+def delete_link(device: str) -> bytes:
+    """Take one link out, and with a veth its far end."""
+    return _link(DELLINK, 0, [("IFLA_IFNAME", device)])
+
+
+def doom_link(device: str) -> bytes:
+    """Put a link among those that `delete_doomed` takes out."""
+    return _link(NEWLINK, 0, [("IFLA_IFNAME", device), ("IFLA_GROUP", names.LINK_GROUP_DOOMED)])
+
+
+@functools.cache
+def delete_doomed() -> bytes:
+    """Take out every doomed link at once: the kernel waits for its readers once, not once a link."""
+    return _link(DELLINK, 0, [("IFLA_GROUP", names.LINK_GROUP_DOOMED)])
+
+
+@functools.cache
+def loopback_up() -> bytes:
+    """Bring loopback up, which has index 1 in every namespace."""
+    return _link(NEWLINK, 0, [], up=True, index=1)
+
+
+# --- addresses, routes, neighbours ------------------------------------------------------------------
+
+
+def add_address(index: int, address: str) -> bytes:
+    """Give the link of `index` an address, ``a.b.c.d/len``."""
+    return _address(NEWADDR, _CREATE | _REPLACE, index, address)
+
+
+def delete_address(index: int, address: str) -> bytes:
+    """Take an address from the link of `index`."""
+    return _address(DELADDR, 0, index, address)
+
+
+def _address(number: int, flags: int, index: int, address: str) -> bytes:
+    plain, _, length = address.partition("/")
+    return _message(
+        ifaddrmsg,
+        number,
+        flags,
+        [("IFA_LOCAL", plain), ("IFA_ADDRESS", plain)],
+        family=_AF_INET,
+        prefixlen=int(length),
+        index=index,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def set_default_route(index: int, gateway: str) -> bytes:
+    """Route everything by `gateway` along the link of `index`."""
+    return _message(
+        rtmsg,
+        NEWROUTE,
+        _CREATE | _REPLACE,
+        [("RTA_GATEWAY", gateway), ("RTA_OIF", index)],
+        family=_AF_INET,
+        table=_TABLE_MAIN,
+        proto=_PROTOCOL_BOOT,
+        type=_UNICAST,
+    )
+
+
+def set_route(route: Route, index: int, *, replace: bool) -> bytes:
+    """Route a block along the link of `index`; with `replace` False a route that is there is refused."""
+    block, _, length = route.block.partition("/")
+    attributes: list[tuple[str, Any]] = [
+        ("RTA_DST", block),
+        ("RTA_OIF", index),
+        ("RTA_PREFSRC", route.source),
+    ]
+    if route.via:
+        attributes.append(("RTA_GATEWAY", route.via))
+    if route.mtu:
+        attributes.append(("RTA_METRICS", {"attrs": [("RTAX_MTU", route.mtu)]}))
+    return _message(
+        rtmsg,
+        NEWROUTE,
+        _CREATE | (_REPLACE if replace else _EXCL),
+        attributes,
+        family=_AF_INET,
+        dst_len=int(length),
+        table=_TABLE_MAIN,
+        proto=names.ROUTE_PROTOCOL,
+        scope=0 if route.via else _SCOPE_LINK,
+        type=_UNICAST,
+        flags=_ONLINK if route.via else 0,
+    )
+
+
+def delete_route(block: str) -> bytes:
+    """Take our own route to a block out."""
+    plain, _, length = block.partition("/")
+    return _message(
+        rtmsg,
+        DELROUTE,
+        0,
+        [("RTA_DST", plain)],
+        family=_AF_INET,
+        dst_len=int(length),
+        table=_TABLE_MAIN,
+        proto=names.ROUTE_PROTOCOL,
+        scope=255,  # RT_SCOPE_NOWHERE: of any scope
+    )
+
+
+def set_neighbour(index: int, address: str, mac: str) -> bytes:
+    """Fix the Ethernet address of `address` on the link of `index`."""
+    return _message(
+        ndmsg,
+        NEWNEIGH,
+        _CREATE | _REPLACE,
+        [("NDA_DST", address), ("NDA_LLADDR", mac)],
+        family=_AF_INET,
+        ifindex=index,
+        state=_NUD_PERMANENT,
+    )
+
+
+def delete_neighbour(index: int, address: str) -> bytes:
+    """Take a fixed neighbour out."""
+    return _message(ndmsg, DELNEIGH, 0, [("NDA_DST", address)], family=_AF_INET, ifindex=index)
+
+
+# --- questions --------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=64)
+def get_link(device: str) -> bytes:
+    """Ask for one link."""
+    return _link(GETLINK, 0, [("IFLA_EXT_MASK", _SKIP_STATS), ("IFLA_IFNAME", device)])
+
+
+@functools.cache
+def get_loopback() -> bytes:
+    """Ask for loopback, whatever its name is now."""
+    return _link(GETLINK, 0, [("IFLA_EXT_MASK", _SKIP_STATS)], index=1)
+
+
+@functools.cache
+def dump_links() -> bytes:
+    """Ask for every link, without counters."""
+    return _link(GETLINK, _DUMP, [("IFLA_EXT_MASK", _SKIP_STATS)])
+
+
+@functools.cache
+def dump_addresses() -> bytes:
+    """Ask for every IPv4 address."""
+    return _message(ifaddrmsg, GETADDR, _DUMP, [], family=_AF_INET)
+
+
+def dump_addresses_of(index: int) -> bytes:
+    """Ask for the IPv4 addresses of the link of `index`."""
+    return _message(ifaddrmsg, GETADDR, _DUMP, [], family=_AF_INET, index=index)
+
+
+@functools.cache
+def dump_routes(protocol: int = 0, table: int = _TABLE_MAIN) -> bytes:
+    """Ask for the IPv4 routes of a table (0: of all tables), of one protocol where given."""
+    return _message(rtmsg, GETROUTE, _DUMP, [], family=_AF_INET, proto=protocol, table=table)
+
+
+@functools.cache
+def dump_neighbours() -> bytes:
+    """Ask for every IPv4 neighbour."""
+    return _message(ndmsg, GETNEIGH, _DUMP, [], family=_AF_INET)

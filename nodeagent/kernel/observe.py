@@ -1,0 +1,183 @@
+"""Reading what of ours is in a kernel: the node's own links, and the ends inside containers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import get_args
+
+import attrs
+
+from firewall_rules import names
+from netctl.errors import KernelError
+from netctl.model import Encapsulation
+from nodeagent.kernel import decode, netlink, sysctls
+from nodeagent.kernel.base import Links
+from nodeagent.kernel.channel import Channel
+from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
+
+
+def read_links(channel: Channel, namespaces: Mapping[str, int]) -> Links:
+    """Read everything of ours, the node's by `channel`, the ends through `namespaces`.
+
+    Raises:
+        KernelError: The kernel does not list what it has.
+    """
+    named: dict[int, str] = {}
+    ours: dict[str, decode.Link] = {}
+    for answer in channel.dump(netlink.dump_links()):
+        index, name = decode.link_name(answer.body)
+        named[index] = name
+        if is_ours(name):
+            ours[name] = decode.link(answer.body)
+    bridge = ours.get(names.BRIDGE)
+    tunnels = {n: _tunnel(link) for n, link in ours.items() if n.startswith(names.TUNNEL_PREFIX)}
+    devices = [*(() if bridge is None else (bridge.name,)), *tunnels]
+    return Links(
+        bridge=None if bridge is None else _bridge(channel, bridge),
+        sysctls=sysctls.read(devices),
+        tunnels=tunnels,
+        routes=_routes(channel, named),
+        ports={
+            name: ContainerPort(
+                device=name,
+                mtu=link.mtu,
+                up=link.up,
+                on_bridge=bridge is not None and link.master == bridge.index,
+            )
+            for name, link in ours.items()
+            if name.startswith(names.PORT_PREFIX)
+        },
+        ends=_ends(namespaces),
+    )
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a link of the node is one of ours, by its name."""
+    return name == names.BRIDGE or name.startswith((names.PORT_PREFIX, names.TUNNEL_PREFIX))
+
+
+def _bridge(channel: Channel, link: decode.Link) -> Bridge | None:
+    if link.kind != "bridge":
+        return None
+    return Bridge(address=several(addresses_of(channel, link.index)), mtu=link.mtu, mac=link.mac, up=link.up)
+
+
+def addresses_of(channel: Channel, index: int) -> list[str]:
+    """Return the IPv4 addresses, with their lengths, of the link of `index`."""
+    found = (decode.link_address(a.body) for a in channel.dump(netlink.dump_addresses_of(index)))
+    return [one.address for one in found if one.index == index]
+
+
+def _tunnel(link: decode.Link) -> Tunnel:
+    """Read a tunnel. A device of our name and another kind has no encapsulation, so that it is replaced."""
+    kinds: tuple[Encapsulation, ...] = get_args(Encapsulation)
+    kind: Encapsulation = next((kind for kind in kinds if kind == link.kind), "none")
+    return Tunnel(
+        device=link.name,
+        encapsulation=kind,
+        local=link.local,
+        remote=link.remote,
+        mtu=link.mtu,
+        vni=link.vni,
+        port=link.port,
+        mac=link.mac if kind == "vxlan" else "",
+        up=link.up,
+    )
+
+
+def read_tunnel(channel: Channel, device: str) -> Tunnel | None:
+    """Read one tunnel device; None: there is none of that name."""
+    answer = channel.get(netlink.get_link(device))[0]
+    return None if answer is None else _tunnel(decode.link(answer.body))
+
+
+def _routes(channel: Channel, named: Mapping[int, str]) -> dict[str, Route]:
+    found = [r for r in own_routes(channel) if r.index in named]
+    fixed = fixed_neighbours(channel) if any(route.gateway for route in found) else {}
+    return {
+        route.destination: Route(
+            block=route.destination,
+            device=named[route.index],
+            source=route.source,
+            via=route.gateway,
+            via_mac=fixed.get((route.index, route.gateway), ""),
+            mtu=route.mtu,
+        )
+        for route in found
+    }
+
+
+def own_routes(channel: Channel) -> list[decode.KernelRoute]:
+    """Return the routes that carry our protocol number."""
+    answers = channel.dump(netlink.dump_routes(protocol=names.ROUTE_PROTOCOL))
+    routes = (decode.route(answer.body) for answer in answers)
+    return [route for route in routes if route.protocol == names.ROUTE_PROTOCOL]
+
+
+def fixed_neighbours(channel: Channel) -> dict[tuple[int, str], str]:
+    """Return the Ethernet addresses of permanent neighbours, by link index and address."""
+    neighbours = (decode.neighbour(a.body) for a in channel.dump(netlink.dump_neighbours()))
+    return {(n.index, n.address): n.mac for n in neighbours if n.permanent}
+
+
+# --- inside containers ------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class SeenEnd:
+    """A container's end with what is needed to change it.
+
+    Attributes:
+        peer: Index of the near end in the node's namespace.
+        addresses: All of it, with their lengths.
+    """
+
+    index: int
+    peer: int
+    addresses: tuple[str, ...]
+    end: ContainerEnd
+
+
+def _ends(namespaces: Mapping[str, int]) -> dict[str, ContainerEnd]:
+    ends = {}
+    for container, namespace in namespaces.items():
+        try:
+            with Channel(namespace) as channel:
+                seen = read_end(channel)
+        except KernelError:
+            # The namespace ended while we looked; its engine will say so.
+            continue
+        if seen is not None:
+            ends[container] = seen.end
+    return ends
+
+
+def read_end(channel: Channel) -> SeenEnd | None:
+    """Read the end inside a container; None: it has no veth of the name that ours have."""
+    answer, loopback = channel.get(netlink.get_link(names.CONTAINER_LINK), netlink.get_loopback())
+    if answer is None:
+        return None
+    link = decode.link(answer.body)
+    if link.kind != "veth":
+        return None
+    addresses = addresses_of(channel, link.index)
+    routes = (decode.route(a.body) for a in channel.dump(netlink.dump_routes()))
+    gateways = (r.gateway or "-" for r in routes if r.destination == "0.0.0.0/0")
+    return SeenEnd(
+        index=link.index,
+        peer=link.peer,
+        addresses=tuple(addresses),
+        end=ContainerEnd(
+            address=several(addresses),
+            gateway=several(gateways),
+            mtu=link.mtu,
+            mac=link.mac,
+            up=link.up,
+            loopback=loopback is not None and decode.link(loopback.body).up,
+        ),
+    )
+
+
+def several(values: Iterable[str]) -> str:
+    """Return the one value there should be; several joined, which equals no wanted one; none: empty."""
+    return ",".join(sorted(values))
