@@ -211,7 +211,7 @@ def _(operation: RemoveContainer, observed: HostState) -> HostState:
 
 
 def with_container(observed: HostState, identifier: str, seen: EngineContainer | None) -> HostState:
-    """Return what is observed once a container's engine says `seen` of it; None: it is gone, links and all."""
+    """Return what is observed once a container's engine says `seen` of it; None: it is gone."""
     if seen is not None:
         return attrs.evolve(observed, containers=_with(observed.containers, identifier, seen))
     return attrs.evolve(
