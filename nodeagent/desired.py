@@ -106,17 +106,24 @@ class Desired:
         Raises:
             OSError: The files are there and cannot be read or set aside.
         """
+        damage = ""
         try:
             self.held = self._read()
-        except _DamagedError as damage:
-            aside = [path for path in (self._state, self._log) if path.exists()]
-            for path in aside:
-                path.replace(path.with_name(path.name + ".corrupt"))
-            self._logger.error(
-                "the desired state on disk is damaged; set aside, to be fetched anew",
-                path=" ".join(f"{path}.corrupt" for path in aside),
-                reason=str(damage),
-            )
+        except _DamagedError as error:
+            damage = str(error)
+        if damage:
+            self._set_aside(damage)
+
+    def _set_aside(self, damage: str) -> None:
+        aside = [path for path in (self._state, self._log) if path.exists()]
+        for path in aside:
+            path.replace(path.with_name(path.name + ".corrupt"))
+        self._state_bytes = self._log_bytes = 0
+        self._logger.error(
+            "the desired state on disk is damaged; set aside, to be fetched anew",
+            path=" ".join(f"{path}.corrupt" for path in aside),
+            reason=damage,
+        )
 
     def take(self, message: Reset | Update) -> Taken:
         """Hold what a message says, if it is newer and fits.
@@ -126,26 +133,29 @@ class Desired:
         Raises:
             OSError: It cannot be written.
         """
-        held = self.held
         if isinstance(message, Reset):
-            if held is not None and (message.epoch, message.revision) < (held.epoch, held.revision):
-                return Taken("older")
-            self.held = Held(message.epoch, message.revision, DesiredIndex.of(message.state))
-            self._whole = True
-            return Taken("taken", None)
-        if held is None or message.epoch > held.epoch:
+            return self._take_whole(message)
+        held = self.held
+        if held is None:
             return Taken("gap")
-        if message.epoch < held.epoch or message.revision < held.revision:
-            return Taken("older")
-        if message.revision == held.revision:
-            return Taken("known")
-        if message.base != held.revision:
+        here, there = (held.epoch, held.revision), (message.epoch, message.revision)
+        if there <= here:
+            return Taken("known" if there == here else "older")
+        if (message.epoch, message.base) != here:
             return Taken("gap")
         scope = held.index.scope_of(message.delta)
         self.held = Held(message.epoch, message.revision, held.index.advanced(message.delta))
         if not self._whole:
             self._append(message)
         return Taken("taken", scope)
+
+    def _take_whole(self, message: Reset) -> Taken:
+        held = self.held
+        if held is not None and (message.epoch, message.revision) < (held.epoch, held.revision):
+            return Taken("older")
+        self.held = Held(message.epoch, message.revision, DesiredIndex.of(message.state))
+        self._whole = True
+        return Taken("taken", None)
 
     def flush(self) -> None:
         """Make durable what was taken.
