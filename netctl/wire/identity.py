@@ -118,13 +118,15 @@ def load(path: Path) -> Identity:
         ) from None
     except OSError as error:
         raise InvalidError(f"cannot read the identity at {path}: {error.strerror}") from error
-    with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
+    try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
             raise InvalidError(f"the identity at {path} is no regular file", "move it away and join again")
-        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise InvalidError(f"others may read the private key in {path}", f"run: chmod 600 {path}")
-        data = file.read(MAX_IDENTITY_BYTES + 1)
+        data = os.read(fd, MAX_IDENTITY_BYTES + 1)
+    finally:
+        os.close(fd)
     if len(data) > MAX_IDENTITY_BYTES:
         raise InvalidError(f"the identity at {path} is too large", "move it away and join again")
     try:

@@ -138,7 +138,8 @@ class Session:
         """Return the envelope in the next frame that came in.
 
         A frame that does not open leaves the session as it was: ending it is up to the caller, who knows
-        whether the frame came from this session's own connection.
+        whether the frame came from this session's own connection. One that opens and holds something
+        malformed has come from the peer itself.
 
         Args:
             header: As it came in.
