@@ -38,9 +38,7 @@ EXEC_FAILED = 125
 COLUMNS = ("name", "node", "address", "engine", "state", "exit_code")
 CommandArgument = Annotated[
     list[str],
-    typer.Argument(
-        metavar="COMMAND...", help="Program and arguments; put -- before them.", show_default=False
-    ),
+    typer.Argument(metavar="COMMAND", help="Program and arguments; put -- before them.", show_default=False),
 ]
 
 

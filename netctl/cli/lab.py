@@ -153,9 +153,7 @@ def shell(
     ],
     command: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[COMMAND...]", help="Instead of a shell; put -- before it.", show_default=False
-        ),
+        typer.Argument(metavar="COMMAND", help="Instead of a shell; put -- before it.", show_default=False),
     ] = None,
     directory: DirOption = None,
     lab: LabOption = None,

@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 
 def _root(
-    lab_directory: Annotated[
+    lab: Annotated[
         str | None, typer.Option("--lab", metavar="DIR", help="Speak to the lab in this directory.")
     ] = None,
 ) -> None:
@@ -29,7 +29,7 @@ def _root(
     Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 recorded but not applied everywhere in time;
     that of `exec` is the command's own.
     """
-    del lab_directory  # read by `target.lab_option`
+    del lab  # read by `target.lab_option`
 
 
 def make_app() -> typer.Typer:

@@ -87,16 +87,17 @@ def in_namespaces(namespaces: Iterable[Path]) -> tuple[ProcessId, ...]:
     return tuple(found)
 
 
-def with_argument_below(directory: Path, program: str) -> tuple[ProcessId, ...]:
-    """Return the processes that run a script named `program` with an argument below `directory`."""
+def with_argument_below(directory: Path, program: str | None = None) -> tuple[ProcessId, ...]:
+    """Return the processes with an argument below `directory`; with `program`, only that script's."""
     found = []
     prefix = os.fsencode(f"{directory}/")
     for pid in _pids():
         with contextlib.suppress(OSError):
             arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if any(Path(os.fsdecode(each)).name == program for each in arguments[:6]) and any(
-                each.startswith(prefix) for each in arguments
-            ):
+            names = {Path(os.fsdecode(each)).name for each in arguments[:6]}
+            if program not in (None, *names):
+                continue
+            if pid != os.getpid() and any(each.startswith(prefix) for each in arguments):
                 process = identify(pid)
                 found += [process] if process is not None else []
     return tuple(found)

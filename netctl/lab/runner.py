@@ -490,7 +490,8 @@ class _Lab:
 
 def _environment(confined: bool) -> Mapping[str, str]:  # noqa: FBT001 - always given by name where it is no variable
     """Return the environment of a lab's process: nothing of the user's but what programs need to start."""
-    kept = {key: os.environ[key] for key in ("PATH", "LANG", "TZ", "NETCTL_LOG") if key in os.environ}
+    wanted = ("PATH", "LANG", "TZ", "NETCTL_LOG", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
+    kept = {key: os.environ[key] for key in wanted if key in os.environ}
     return kept if confined else kept | {"HOME": os.environ.get("HOME", "/root")}
 
 
