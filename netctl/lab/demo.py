@@ -245,7 +245,8 @@ class Story:
                 confine.program_path("netctl"), "exec", "web", "--",
                 sys.executable, PROBE, "stream", db, str(OPEN_PORT),
             ],
-            env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=self._environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
             before = self._received()
@@ -335,6 +336,13 @@ def _listing() -> dict[str, frozenset[str]]:
     }
 
 
+def _check_left(before: Mapping[str, frozenset[str]]) -> None:
+    """Compare the host with how it was before the lab."""
+    left = {what: sorted(after - before[what]) for what, after in _listing().items()}
+    if any(left.values()):
+        raise UnexpectedError(f"the lab left something behind: {left}")
+
+
 def _clear_away() -> None:
     if (DIRECTORY / registry.SPEC_FILE).exists():
         runner.down(str(DIRECTORY))
@@ -386,11 +394,7 @@ def main(argv: Sequence[str]) -> int:
         if keep:
             _try_next(console)
             return 0
-        left = {
-            what: sorted(after - before[what]) for what, after in _listing().items() if after - before[what]
-        }
-        if left:
-            raise UnexpectedError(f"the lab left something behind: {left}")
+        _check_left(before)
         console.print("[green]ok[/]  it left no namespace, link, table, process or file behind")
     except (UnexpectedError, NetctlError) as error:
         console.print(f"[bold red]failed:[/] {escape(str(error))}", soft_wrap=True)

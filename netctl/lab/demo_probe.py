@@ -21,7 +21,7 @@ OPEN_PORT = 5432
 OTHER_PORT = 5433
 COUNT_PORT = 5434
 PATIENCE = 0.7
-"""Seconds without an answer after which a probe counts as blocked; an answer takes well under one millisecond."""
+"""Seconds without an answer after which a probe counts as blocked; an answer takes under a millisecond."""
 
 
 class Server:
@@ -74,7 +74,7 @@ class Server:
 
 def _checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071)."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
