@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import select
+import socket
+import subprocess
+import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Final, Protocol, TypeVar
 
-from nodeagent.helper_messages import ContainerChanged, Drifted, ExecEnded, OpenExec
+from netctl.errors import KernelError, ProtocolError, UnavailableError
+from nodeagent import helper_wire
+from nodeagent.helper_messages import (
+    Apply,
+    ContainerChanged,
+    Drifted,
+    ExecEnded,
+    FactsAnswer,
+    GetFacts,
+    KillExec,
+    Observe,
+    Observed,
+    Opened,
+    OpenExec,
+    OpenLogs,
+    Refused,
+    Results,
+)
 from nodeagent.kernel_state import HostFacts, HostState
 from nodeagent.ops import Op
 
+ANSWER_SECONDS: Final = 120.0
+"""How long one answer may take: a node's whole state applied on a busy machine."""
+CLOSE_SECONDS: Final = 10.0
+"""How long the child may take to end by itself."""
+
 Event = ContainerChanged | ExecEnded | Drifted
+T = TypeVar("T")
 
 
 class Helper(Protocol):
@@ -82,3 +109,139 @@ class Helper(Protocol):
 
     def close(self) -> None:
         """End the child, and wait until it is gone."""
+
+
+class HelperClient:
+    """The privileged child in a process of its own. For one thread.
+
+    Any failure of the socket ends this object's use: close it and start another child.
+
+    Args:
+        sock: Our end of the SOCK_SEQPACKET pair.
+        process: The child, to wait for in `close`; None: whoever made the pair looks after it.
+    """
+
+    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
+        sock.settimeout(ANSWER_SECONDS)
+        self._socket = sock
+        self._process = process
+        self._events: list[Event] = []
+
+    @classmethod
+    def spawn(cls, arguments: Sequence[str]) -> HelperClient:
+        """Start the child. It needs root; it ends when this object is closed or this process ends.
+
+        Args:
+            arguments: For `python -m nodeagent.helper`, all but ``--socket-fd``.
+
+        Raises:
+            UnavailableError: It cannot be started.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                process = subprocess.Popen(
+                    # Safe path: whoever can write to the current folder must not choose root's modules.
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "nodeagent.helper",
+                        "--socket-fd",
+                        str(theirs.fileno()),
+                        *arguments,
+                    ],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                )
+            except OSError as error:
+                ours.close()
+                raise UnavailableError(f"the privileged child cannot be started: {error}") from error
+        return cls(ours, process)
+
+    @property
+    def pid(self) -> int:
+        """The child's process id; 0 where it is not ours to know."""
+        return 0 if self._process is None else self._process.pid
+
+    def facts(self, underlay: str | None = None) -> HostFacts:
+        """See `Helper`."""
+        return self._call(GetFacts(underlay), FactsAnswer).facts
+
+    def observe(self) -> HostState:
+        """See `Helper`."""
+        return self._call(Observe(), Observed).state
+
+    def apply(self, operations: Sequence[Op]) -> tuple[str, ...]:
+        """See `Helper`."""
+        named = tuple((type(operation).__name__, operation) for operation in operations)
+        return self._call(Apply(named), Results).errors
+
+    def open_exec(self, request: OpenExec) -> tuple[int, tuple[int, ...]]:
+        """See `Helper`."""
+        opened, descriptors = self._call_for_descriptors(request, 1 if request.tty else 3)
+        return opened.handle, descriptors
+
+    def kill_exec(self, handle: int) -> None:
+        """See `Helper`."""
+        self._call(KillExec(handle), Results)
+
+    def open_logs(self, container: str) -> int:
+        """See `Helper`."""
+        return self._call_for_descriptors(OpenLogs(container), 1)[1][0]
+
+    def events(self) -> list[Event]:
+        """See `Helper`."""
+        while select.select([self._socket], [], [], 0)[0]:
+            message, descriptors = helper_wire.receive(self._socket, descriptors=True)
+            helper_wire.close_all(descriptors)
+            if not isinstance(message, Event):
+                raise _unexpected(message)
+            self._events.append(message)
+        events, self._events = self._events, []
+        return events
+
+    def fileno(self) -> int:
+        """See `Helper`."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """See `Helper`."""
+        self._socket.close()
+        if self._process is not None:
+            try:
+                self._process.wait(CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def _call(self, request: Any, kind: type[T]) -> T:
+        answer, descriptors = self._exchange(request)
+        helper_wire.close_all(descriptors)
+        if not isinstance(answer, kind):
+            raise _unexpected(answer)
+        return answer
+
+    def _call_for_descriptors(self, request: Any, count: int) -> tuple[Opened, tuple[int, ...]]:
+        answer, descriptors = self._exchange(request)
+        if not isinstance(answer, Opened) or len(descriptors) != count:
+            helper_wire.close_all(descriptors)
+            raise _unexpected(answer)
+        return answer, descriptors
+
+    def _exchange(self, request: Any) -> tuple[Any, tuple[int, ...]]:
+        helper_wire.send(self._socket, request)
+        while True:
+            answer, descriptors = helper_wire.receive(self._socket, descriptors=True)
+            if isinstance(answer, Refused):
+                raise KernelError(answer.message)
+            if not isinstance(answer, Event):
+                return answer, descriptors
+            self._events.append(answer)
+
+
+def _unexpected(answer: Any) -> ProtocolError:
+    return ProtocolError(
+        f"the privileged child sent {type(answer).__name__}, which was not asked for",
+        "restart the node agent: its two halves may be of different versions",
+    )

@@ -1,0 +1,229 @@
+"""The privileged child's loop: one request, one answer, and events as they happen.
+
+    agent's socket --request--> checks --> Host (kernel, firewall, engines) --answer--> agent's socket
+    engines' descriptors, the kernel's notices, a timer over the firewalls --event--> agent's socket
+
+It has one thread, since whoever enters a namespace takes the thread along. It ends with the agent's socket.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from functools import singledispatchmethod
+from typing import Any, Final, Protocol
+
+from firewall_rules.backends.base import FirewallError
+from netctl.errors import NetctlError, ProtocolError, UnavailableError
+from netctl.wire.codec import convert_body
+from nodeagent import helper_checks, helper_wire
+from nodeagent.apply import Host
+from nodeagent.execs import Execs
+from nodeagent.helper_messages import (
+    Apply,
+    ContainerChanged,
+    Drifted,
+    ExecEnded,
+    FactsAnswer,
+    GetFacts,
+    KillExec,
+    Observe,
+    Observed,
+    Opened,
+    OpenExec,
+    OpenLogs,
+    Refused,
+    Results,
+)
+from nodeagent.kernel_state import EngineContainer
+from nodeagent.ops import OPS, Op
+
+DRIFT_SECONDS: Final = 1.0
+"""How long a change to one of our firewalls by someone else may go unnoticed."""
+
+Answer = tuple[Any, Sequence[int]]
+
+
+class Watch(Protocol):
+    """Notices of changes to our links; see `nodeagent.kernel.watch.LinkWatch`."""
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+
+    def settle(self) -> None:
+        """Take everything told so far as known."""
+
+    def foreign_change(self) -> str:
+        """Say what changed without us; empty: nothing of ours."""
+
+
+class Outbox:
+    """Events that the agent has not been told yet; of one thing only the newest is kept, so it is bounded."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[object, Any] = {}
+
+    def add(self, event: ContainerChanged | ExecEnded | Drifted) -> None:
+        """Tell the agent, once it reads."""
+        self._waiting[_subject(event)] = event
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def deliver(self, sock: socket.socket) -> None:
+        """Send as many as there is room for.
+
+        Raises:
+            UnavailableError: The agent is gone.
+        """
+        for subject, event in list(self._waiting.items()):
+            if not helper_wire.send_at_once(sock, helper_wire.encode(event)):
+                return
+            del self._waiting[subject]
+
+
+def _subject(event: ContainerChanged | ExecEnded | Drifted) -> object:
+    if isinstance(event, ContainerChanged):
+        return event.container
+    return event.handle if isinstance(event, ExecEnded) else Drifted
+
+
+class HelperServer:
+    """Serves one agent over one socket.
+
+    Args:
+        sock: Our end of the SOCK_SEQPACKET pair.
+        host: What operations are done to.
+        watch: Notices of the kernel.
+        underlay: The only address `GetFacts` may name; None: any of the host's.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        host: Host,
+        watch: Watch,
+        underlay: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._socket = sock
+        self._host = host
+        self._watch = watch
+        self._underlay = underlay
+        self._clock = clock
+        self._execs = Execs(host)
+        self._outbox = Outbox()
+        self._underlay_device = ""
+        self._checks = helper_checks.OperationChecks(lambda: self._underlay_device)
+        self._next_look = clock() + DRIFT_SECONDS
+
+    def serve(self) -> None:
+        """Serve until the agent's socket closes.
+
+        Raises:
+            ProtocolError: What the agent sends is no message at all.
+        """
+        try:
+            while True:
+                self._outbox.deliver(self._socket)
+                self._handle(self._ready())
+        except UnavailableError:
+            return  # the agent ended: the containers, links and rules stay as they are
+
+    def _ready(self) -> set[int]:
+        """Wait until something is to be done; return the descriptors that say so."""
+        poll = select.poll()
+        room = select.POLLOUT if len(self._outbox) else 0
+        poll.register(self._socket, select.POLLIN | room)
+        poll.register(self._watch.fileno(), select.POLLIN)
+        for engine in self._host.engines.values():
+            for descriptor in engine.descriptors():
+                poll.register(descriptor, select.POLLIN)
+        wait = max(0.0, self._next_look - self._clock())
+        return {
+            descriptor
+            for descriptor, what in poll.poll(wait * 1000)
+            if descriptor != self._socket.fileno() or what & ~select.POLLOUT
+        }
+
+    def _handle(self, ready: set[int]) -> None:
+        for engine in self._host.engines.values():
+            if not ready.isdisjoint(engine.descriptors()):
+                engine.dispatch(self._container_changed)
+        if self._watch.fileno() in ready:
+            self._drifted(self._watch.foreign_change())
+        if self._clock() >= self._next_look:
+            self._next_look = self._clock() + DRIFT_SECONDS
+            self._drifted(self._host.drifted())
+        if self._socket.fileno() in ready:
+            self._serve_one()
+
+    def _container_changed(self, container: str, state: EngineContainer | None) -> None:
+        self._outbox.add(ContainerChanged(container, state))
+
+    def _drifted(self, what: str) -> None:
+        if what:
+            self._outbox.add(Drifted(what))
+
+    def _serve_one(self) -> None:
+        request, _ = helper_wire.receive(self._socket, descriptors=False)
+        try:
+            answer, descriptors = self._answer(request)
+        except (NetctlError, FirewallError, OSError) as error:
+            answer, descriptors = Refused(str(error)[:4096]), ()
+        try:
+            helper_wire.send(self._socket, answer, descriptors)
+        finally:
+            helper_wire.close_all(descriptors)
+
+    @singledispatchmethod
+    def _answer(self, request: Any) -> Answer:
+        raise ProtocolError(f"{type(request).__name__} is no request")
+
+    @_answer.register
+    def _(self, request: GetFacts) -> Answer:
+        underlay = request.underlay or self._underlay
+        if underlay is not None:
+            helper_checks.check_address(underlay)
+        if self._underlay is not None and underlay != self._underlay:
+            raise ProtocolError(f"the underlay address of this child is {self._underlay}, not {underlay}")
+        facts = self._host.facts(underlay)
+        self._underlay_device = facts.underlay_device
+        return FactsAnswer(facts), ()
+
+    @_answer.register
+    def _(self, _request: Observe) -> Answer:
+        # Before reading: what changes meanwhile must be told afterwards.
+        self._watch.settle()
+        return Observed(self._host.observe()), ()
+
+    @_answer.register
+    def _(self, request: Apply) -> Answer:
+        operations: list[Op] = [convert_body(name, body, OPS) for name, body in request.operations]
+        for operation in operations:
+            self._checks.check(operation)
+        # What others did until now must not pass for our own doing.
+        self._drifted(self._watch.foreign_change())
+        try:
+            errors = self._host.apply(operations)
+        finally:
+            self._watch.settle()
+        return Results(tuple(error[:4096] for error in errors)), ()
+
+    @_answer.register
+    def _(self, request: OpenExec) -> Answer:
+        helper_checks.check_exec(request)
+        handle, descriptors = self._execs.open(request, self._outbox.add)
+        return Opened(handle), descriptors
+
+    @_answer.register
+    def _(self, request: KillExec) -> Answer:
+        self._execs.kill(request.handle)
+        return Results(()), ()
+
+    @_answer.register
+    def _(self, request: OpenLogs) -> Answer:
+        return Opened(0), (self._host.engine_of(request.container).logs(request.container),)
