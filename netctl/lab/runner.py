@@ -15,8 +15,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -25,9 +24,10 @@ import msgspec
 from netctl.broker import service
 from netctl.client import Client, enrol
 from netctl.errors import NetctlError, NotFoundError, RefusedError, UnavailableError
-from netctl.lab import confine, processes, registry, topology
+from netctl.lab import confine, network, processes, registry, topology
 from netctl.lab.processes import ProcessId
 from netctl.lab.topology import LabSpec, Topology, Wish
+from netctl.lab.waiting import Tell, Wait
 from netctl.wire import identity, invite
 from netctl.wire.messages import CreateInvite, InviteCreated, ListNodes, NodeList, NodeView
 
@@ -35,10 +35,6 @@ PROCESSES_FILE = "processes.json"
 LOG_LINES = 12
 START_TIMEOUT = 10.0
 READY_TIMEOUT = 30.0
-NOTICE_AFTER = 1.0
-"""Seconds of waiting after which the user is told what for."""
-
-Tell = Callable[[str], None]
 
 
 def _silent(_: str) -> None:
@@ -183,48 +179,6 @@ def _replace(file: Path, data: bytes) -> None:
     fresh.rename(file)
 
 
-def _ip(lines: Sequence[str], namespace: str | None = None) -> None:
-    """Do a batch of `ip` commands.
-
-    Raises:
-        RefusedError: One was refused; the message is ip's.
-    """
-    if not lines:
-        return
-    where = ["-n", namespace] if namespace is not None else []
-    done = subprocess.run(
-        ["ip", *where, "-batch", "-"],
-        input="\n".join(lines) + "\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        what = " ".join(done.stderr.split())
-        raise RefusedError(f"the lab's network could not be made: {what}", "see what ip(8) says about it")
-
-
-class _Wait:
-    """Waits for conditions, each with a deadline, and tells what for when it takes long."""
-
-    def __init__(self, tell: Tell, seconds: float, what: str) -> None:
-        self._tell, self._what = tell, what
-        self._started = time.monotonic()
-        self._deadline = self._started + seconds
-        self._told = False
-
-    def again(self) -> bool:
-        """Pause briefly; return False once the time is up."""
-        now = time.monotonic()
-        if not self._told and now - self._started > NOTICE_AFTER:
-            self._told = True
-            self._tell(f"waiting for {self._what}")
-        if now >= self._deadline:
-            return False
-        time.sleep(0.03)
-        return True
-
-
 class _Lab:
     """One lab, while a command works on it."""
 
@@ -239,7 +193,9 @@ class _Lab:
     def up(self) -> LabStatus:
         self._prepare_files()
         missing = [name for name in self._plan.programs if not self._runs(name)]
-        self._prepare_network([name for name in self._plan.hosts if name in missing or name == "outside"])
+        network.prepare(
+            self._plan, [name for name in self._plan.hosts if name in missing or name == "outside"]
+        )
         if "broker" in missing:
             self._start("broker")
         with self._client() as client:
@@ -256,19 +212,6 @@ class _Lab:
         for folder, mode in (("log", 0o750), ("user", 0o700), *((name, 0o700) for name in self._plan.nodes)):
             (self._root / folder).mkdir(mode=mode, exist_ok=True)
         _replace(self._root / registry.SPEC_FILE, msgspec.json.encode(self._plan.spec))
-
-    def _prepare_network(self, hosts: Sequence[str]) -> None:
-        if not confine.NETNS.is_mount():
-            registry.NETNS_MARK.touch()
-        existing = _namespaces()
-        _ip(topology.namespace_lines(self._plan, existing))
-        links = subprocess.run(
-            ["ip", "-n", self._plan.underlay, "-json", "link"], capture_output=True, check=True
-        )  # fmt: skip
-        present = {link["ifname"] for link in msgspec.json.decode(links.stdout)}
-        _ip(topology.underlay_lines(self._plan, present), self._plan.underlay)
-        for name in hosts:
-            _ip(topology.host_lines(self._plan, name), self._plan.hosts[name].namespace)
 
     def _start(self, name: str) -> None:
         program = self._plan.programs[name]
@@ -298,7 +241,7 @@ class _Lab:
     def _client(self) -> Client:
         """Return a client that has reached the broker, enrolling the lab's own user the first time."""
         file, first = identity_file(self._root), self._root / "user" / "invite"
-        wait = _Wait(self._tell, START_TIMEOUT, "the broker")
+        wait = Wait(self._tell, START_TIMEOUT, "the broker")
         while True:
             try:
                 if not file.exists():
@@ -324,32 +267,38 @@ class _Lab:
         Raises:
             UnavailableError: One did not join; the message has its last words.
         """
-        joining = {}
+        commands = {}
         for name in names:
             made = client.request(CreateInvite("node", name))
             if not isinstance(made, InviteCreated):
                 raise UnavailableError("the broker made no invite", "see its log")
-            argv = list(topology.join_command(self._plan, name, made.invite))
-            argv[0] = confine.program_path(argv[0])
-            with Path(self._plan.programs[name].log).open("ab") as log:
-                joining[name] = subprocess.Popen(
-                    confine.inside(self._plan.hosts[name].namespace, argv),
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(confined=False),
-                )  # fmt: skip
-        wait = _Wait(self._tell, START_TIMEOUT, f"{', '.join(names)} to join")
-        running = dict(joining)
-        while running:
-            running = {name: each for name, each in running.items() if each.poll() is None}
-            if running and not wait.again():
-                for each in running.values():
-                    each.kill()
-                    each.wait()
-        for name, each in joining.items():
-            if each.returncode != 0:
+            commands[name] = topology.join_command(self._plan, name, made.invite)
+        for name, status in self._run_on_nodes(commands, START_TIMEOUT, "the nodes to join").items():
+            if status != 0:
                 raise self._failed(name, "could not join")
 
+    def _run_on_nodes(
+        self, commands: Mapping[str, Sequence[str]], seconds: float, what: str
+    ) -> dict[str, int]:
+        """Run one program of ours on each of these nodes, all at once; return their exit statuses."""
+        started = {}
+        for name, argv in commands.items():
+            command = [confine.program_path(argv[0]), *argv[1:]]
+            with Path(self._plan.programs[name].log).open("ab") as log:
+                started[name] = subprocess.Popen(
+                    confine.inside(self._plan.hosts[name].namespace, command),
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(confined=False),
+                )  # fmt: skip
+        wait = Wait(self._tell, seconds, what)
+        while any(each.poll() is None for each in started.values()) and wait.again():
+            pass
+        for each in started.values():
+            if each.poll() is None:
+                each.kill()
+        return {name: each.wait() for name, each in started.items()}
+
     def _wait_ready(self, client: Client) -> None:
-        wait = _Wait(self._tell, READY_TIMEOUT, "the nodes to be ready")
+        wait = Wait(self._tell, READY_TIMEOUT, "the nodes to be ready")
         wanted = set(self._plan.nodes)
         while True:
             answer = client.request(ListNodes())
@@ -381,11 +330,12 @@ class _Lab:
                 *(process for name, process in self._recorded.items() if name == "broker"),
                 # A shim that outlived its agent's orderly leave, and whatever else is still inside.
                 *processes.with_argument_below(self._root, "shim.py"),
-                *processes.in_namespaces(confine.NETNS / name for name in self._own_namespaces()),
+                *processes.in_namespaces(
+                    confine.NETNS / name for name in network.own_namespaces(self._plan.spec.directory)
+                ),
             ]
         )
-        _ip([f"netns delete {name}" for name in self._own_namespaces()])
-        _forget_netns_folder()
+        network.remove(self._plan.spec.directory)
         if left:
             pids = ", ".join(str(process.pid) for process in left)
             raise RefusedError(f"processes of the lab do not end: {pids}", "see what they are with ps(1)")
@@ -393,31 +343,13 @@ class _Lab:
 
     def _leave(self) -> None:
         """Have every node take out its containers; what that leaves is ended by its pid afterwards."""
-        leaving = []
-        existing = _namespaces()
-        for name in self._plan.nodes:
-            namespace = self._plan.hosts[name].namespace
-            if not self._joined(name) or namespace not in existing:
-                continue
-            argv = list(topology.leave_command(self._plan, name))
-            argv[0] = confine.program_path(argv[0])
-            with Path(self._plan.programs[name].log).open("ab") as log:
-                leaving.append(
-                    subprocess.Popen(
-                        confine.inside(namespace, argv),
-                        stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(confined=False),
-                    )
-                )  # fmt: skip
-        wait = _Wait(self._tell, READY_TIMEOUT, "the nodes to take their containers out")
-        while any(each.poll() is None for each in leaving):
-            if not wait.again():
-                for each in leaving:
-                    each.kill()
-                    each.wait()
-
-    def _own_namespaces(self) -> list[str]:
-        prefix = topology.namespace_prefix(self._plan.spec.directory)
-        return sorted(name for name in _namespaces() if name.startswith(prefix))
+        existing = network.namespaces()
+        commands = {
+            name: topology.leave_command(self._plan, name)
+            for name in self._plan.nodes
+            if self._joined(name) and self._plan.hosts[name].namespace in existing
+        }
+        self._run_on_nodes(commands, READY_TIMEOUT, "the nodes to take their containers out")
 
     def _remove_files(self) -> None:
         """Remove what the lab put into its directory, and the directory if that leaves it empty."""
@@ -452,7 +384,7 @@ class _Lab:
         return LabStatus(
             directory=str(self._root),
             spec=self._plan.spec,
-            namespaces=tuple(self._own_namespaces()),
+            namespaces=tuple(network.own_namespaces(self._plan.spec.directory)),
             processes=tuple(running),
             nodes=nodes,
             problem=problem,
@@ -493,19 +425,3 @@ def _environment(confined: bool) -> Mapping[str, str]:  # noqa: FBT001 - always 
     wanted = ("PATH", "LANG", "TZ", "NETCTL_LOG", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
     kept = {key: os.environ[key] for key in wanted if key in os.environ}
     return kept if confined else kept | {"HOME": os.environ.get("HOME", "/root")}
-
-
-def _namespaces() -> frozenset[str]:
-    try:
-        return frozenset(entry.name for entry in confine.NETNS.iterdir())
-    except FileNotFoundError:
-        return frozenset()
-
-
-def _forget_netns_folder() -> None:
-    """Take the folder of `ip netns` away again once it is empty, if it was not there before the labs."""
-    if registry.NETNS_MARK.exists() and not _namespaces():
-        subprocess.run(["umount", str(confine.NETNS)], capture_output=True, check=False)
-        with contextlib.suppress(OSError):
-            confine.NETNS.rmdir()
-        registry.NETNS_MARK.unlink()
