@@ -1,19 +1,20 @@
 """What an update makes of a policy: pure, and shared by every backend, so that all mean the same by it.
 
-An opening is known by its peer, protocol and port, a pair by its two addresses, a binding by its device
-and a tunnel by its peer's block; what else they hold is their value, and setting one replaces it.
+What an item is known by is said in `firewall_rules.elements.item_key`; what else it holds is its value, and
+setting one replaces it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Iterable
 from typing import TypeVar
 
 import attrs
 
+from firewall_rules.elements import item_key
 from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding, TunnelPolicy
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", Opening, Pair, PortBinding, TunnelPolicy)
 
 
 @attrs.frozen
@@ -38,32 +39,12 @@ class HostChange:
     tunnels_removed: tuple[TunnelPolicy, ...] = ()
 
 
-def opening_key(opening: Opening) -> tuple[str, str, int]:
-    """Return what `opening` is known by."""
-    return opening.peer, opening.protocol, opening.port
-
-
-def pair_key(pair: Pair) -> tuple[str, str]:
-    """Return what `pair` is known by."""
-    return pair.one, pair.other
-
-
-def binding_key(binding: PortBinding) -> str:
-    """Return what `binding` is known by."""
-    return binding.device
-
-
-def tunnel_key(tunnel: TunnelPolicy) -> str:
-    """Return what `tunnel` is known by."""
-    return tunnel.block
-
-
 def change_container(policy: ContainerPolicy, change: ContainerChange) -> ContainerPolicy:
     """Return `policy` after `change`."""
     return attrs.evolve(
         policy,
-        inbound=_merged(policy.inbound, change.inbound_removed, change.inbound, opening_key),
-        outbound=_merged(policy.outbound, change.outbound_removed, change.outbound, opening_key),
+        inbound=_merged(policy.inbound, change.inbound_removed, change.inbound),
+        outbound=_merged(policy.outbound, change.outbound_removed, change.outbound),
     )
 
 
@@ -71,9 +52,9 @@ def change_host(policy: HostPolicy, change: HostChange) -> HostPolicy:
     """Return `policy` after `change`."""
     return attrs.evolve(
         policy,
-        bindings=_merged(policy.bindings, change.bindings_removed, change.bindings, binding_key),
-        pairs=_merged(policy.pairs, change.pairs_removed, change.pairs, pair_key),
-        tunnels=_merged(policy.tunnels, change.tunnels_removed, change.tunnels, tunnel_key),
+        bindings=_merged(policy.bindings, change.bindings_removed, change.bindings),
+        pairs=_merged(policy.pairs, change.pairs_removed, change.pairs),
+        tunnels=_merged(policy.tunnels, change.tunnels_removed, change.tunnels),
     )
 
 
@@ -87,13 +68,11 @@ def live_host(policy: HostPolicy, now: float) -> HostPolicy:
     return attrs.evolve(policy, pairs=_live(policy.pairs, now))
 
 
-def _merged(
-    present: Iterable[_T], removed: Iterable[_T], added: Iterable[_T], key: Callable[[_T], Hashable]
-) -> frozenset[_T]:
-    kept = {key(item): item for item in present}
+def _merged(present: Iterable[_T], removed: Iterable[_T], added: Iterable[_T]) -> frozenset[_T]:
+    kept = {item_key(item): item for item in present}
     for item in removed:
-        kept.pop(key(item), None)
-    kept.update((key(item), item) for item in added)
+        kept.pop(item_key(item), None)
+    kept.update((item_key(item), item) for item in added)
     return frozenset(kept.values())
 
 

@@ -14,6 +14,8 @@ TUNNEL_PREFIX: Final = "nct"
 """Tunnel devices."""
 CONTAINER_LINK: Final = "eth0"
 """The container's end of its veth pair."""
+PORT_MARK: Final = 0x6E637401
+"""Packet mark between the host's bridge table and its inet table: came in by a port, and is bound to it."""
 IPTABLES_CHAIN_PREFIX: Final = "NETCTL-"
 IPSET_PREFIX: Final = "netctl-"
 LINK_GROUP_DOOMED: Final = 0x6E63

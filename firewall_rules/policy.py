@@ -6,11 +6,26 @@ Times are seconds since 1970.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 
 Protocol = Literal["tcp", "udp", "icmp", "any"]
+
+ALWAYS_CLOSED: Final = frozenset(
+    {
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+    }
+)
+"""Networks that are no part of the internet whatever a policy says (RFC 6890; multicast: RFC 5771)."""
 
 
 @attrs.frozen(order=True)

@@ -1,0 +1,180 @@
+"""Layer 1 as a ruleset: what one container's namespace lets in and out; pure.
+
+Every overlay packet is checked against its connection. Connection tracking tells only which way a packet
+goes and what an ICMP error is about, so taking an element out cuts a live flow by itself, and putting it
+back resumes it. Sets come in twos: ``in_*`` for what peers may open here, ``out_*`` for what we may open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network, collapse_addresses
+
+from firewall_rules.elements import PROTOCOLS, Item, Part, SetId, elements_of
+from firewall_rules.names import TABLE
+from firewall_rules.policy import ALWAYS_CLOSED, ContainerPolicy
+from firewall_rules.ruleset import (
+    Action,
+    Chain,
+    ElementKey,
+    Elements,
+    ElementType,
+    Field,
+    Hook,
+    InSet,
+    Match,
+    Rule,
+    Ruleset,
+    Set,
+    Table,
+)
+
+DNS_PORT = "53"
+FILTER_PRIORITY = 0
+ICMP = "1"
+ICMP_ERRORS = ("3", "11", "12")
+"""Destination unreachable (fragmentation needed is one), time exceeded, parameter problem: RFC 792."""
+ECHO_REQUEST, ECHO_REPLY = "8", "0"
+
+_OPENING_SETS: Mapping[str, tuple[ElementType, ...]] = {
+    "peers": ("address",),
+    "ports": ("address", "protocol", "port"),
+    "ping": ("address",),
+    "any": ("address",),
+}
+
+
+def closed_elements(networks: frozenset[str]) -> Elements:
+    """Return `networks` and those that are always closed, as disjoint elements of an interval set.
+
+    Raises:
+        ValueError: One of them is no IPv4 network.
+    """
+    collapsed = collapse_addresses(IPv4Network(network) for network in networks | ALWAYS_CLOSED)
+    return {(element_network(network),): None for network in collapsed}
+
+
+def element_network(network: IPv4Network) -> str:
+    """Return `network` as elements name it: a single address without its length."""
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+
+
+def container_items(policy: ContainerPolicy) -> list[tuple[Part, Item]]:
+    """Return everything in `policy` that elements stand for."""
+    items: list[tuple[Part, Item]] = [("inbound", item) for item in policy.inbound]
+    items += [("outbound", item) for item in policy.outbound]
+    return items
+
+
+def compile_container(policy: ContainerPolicy) -> Ruleset:
+    """Return the ruleset that holds a container to `policy`.
+
+    Raises:
+        ValueError: A network in `policy.closed` is none.
+    """
+    elements = elements_of(container_items(policy))
+    return (
+        Table(
+            family="inet",
+            name=TABLE,
+            sets=(
+                Set("closed", ("address",), True, False, closed_elements(policy.closed), True),
+                *(_opening_set(way, name, elements) for way in ("in", "out") for name in _OPENING_SETS),
+            ),
+            chains=(
+                Chain("input", _input(policy), Hook("filter", "input", FILTER_PRIORITY, "drop")),
+                Chain("output", _output(policy), Hook("filter", "output", FILTER_PRIORITY, "drop")),
+                Chain("forward", (), Hook("filter", "forward", FILTER_PRIORITY, "drop")),
+            ),
+        ),
+    )
+
+
+def _opening_set(way: str, name: str, elements: Mapping[SetId, Mapping[ElementKey, float | None]]) -> Set:
+    full = f"{way}_{name}"
+    return Set(full, _OPENING_SETS[name], lifetimes=True, elements=elements.get(("inet", full), {}))
+
+
+def _input(policy: ContainerPolicy) -> tuple[Rule, ...]:
+    original, reply = Match("flow_direction", ("original",)), Match("flow_direction", ("reply",))
+    return (
+        rule("accept", Match("in_device_type", ("loopback",))),
+        rule("drop", Match("family", ("ipv4",), negated=True)),
+        rule("drop", Match("destination", (policy.address,), negated=True)),
+        rule("accept", original, InSet(("source", "protocol", "destination_port"), "in_ports")),
+        rule("accept", reply, InSet(("source", "protocol", "source_port"), "out_ports")),
+        rule("accept", original, *icmp(ECHO_REQUEST), InSet(("source",), "in_ping")),
+        rule("accept", reply, *icmp(ECHO_REPLY), InSet(("source",), "out_ping")),
+        rule("accept", InSet(("source",), "in_any")),
+        # An error may come from any router on the way; what counts is the flow that it is about.
+        rule("accept", *related_errors(), InSet(("flow_source",), "in_peers")),
+        rule("accept", *related_errors(), InSet(("flow_destination",), "out_peers")),
+        *_resolver(policy.resolver, reply, "source", "source_port"),
+        rule("accept", reply, internet("source")),
+        rule(
+            "accept",
+            *related_errors(),
+            Match("flow_source", (policy.address,)),
+            internet("flow_destination"),
+        ),
+    )
+
+
+def _output(policy: ContainerPolicy) -> tuple[Rule, ...]:
+    original, reply = Match("flow_direction", ("original",)), Match("flow_direction", ("reply",))
+    return (
+        rule("accept", Match("out_device_type", ("loopback",))),
+        rule("drop", Match("family", ("ipv4",), negated=True)),
+        rule("drop", Match("source", (policy.address,), negated=True)),
+        rule("accept", original, InSet(("destination", "protocol", "destination_port"), "out_ports")),
+        rule("accept", reply, InSet(("destination", "protocol", "source_port"), "in_ports")),
+        rule("accept", original, *icmp(ECHO_REQUEST), InSet(("destination",), "out_ping")),
+        rule("accept", reply, *icmp(ECHO_REPLY), InSet(("destination",), "in_ping")),
+        rule("accept", InSet(("destination",), "out_any")),
+        rule(
+            "accept",
+            *related_errors(),
+            InSet(("flow_source",), "in_peers"),
+            InSet(("destination",), "in_peers"),
+        ),
+        rule(
+            "accept",
+            *related_errors(),
+            InSet(("flow_destination",), "out_peers"),
+            InSet(("destination",), "out_peers"),
+        ),
+        *_resolver(policy.resolver, original, "destination", "destination_port"),
+        rule("accept", original, internet("destination")),
+        rule("accept", *related_errors(), internet("flow_destination"), internet("destination")),
+    )
+
+
+def _resolver(resolver: str | None, direction: Match, address: Field, port: Field) -> Sequence[Rule]:
+    if resolver is None:
+        return ()
+    return (rule("accept", direction, Match(address, (resolver,)), *dns(port)),)
+
+
+def rule(action: Action, *matches: Match | InSet) -> Rule:
+    """Return a rule with one action."""
+    return Rule(matches, (action,))
+
+
+def icmp(*types: str) -> tuple[Match, Match]:
+    """Return the questions whether a packet is ICMP of one of `types`."""
+    return Match("protocol", (ICMP,)), Match("icmp_type", types)
+
+
+def related_errors() -> tuple[Match, Match, Match]:
+    """Return the questions whether a packet is an ICMP error about a flow that is known."""
+    return Match("flow_state", ("related",)), *icmp(*ICMP_ERRORS)
+
+
+def dns(port: Field) -> tuple[Match, Match]:
+    """Return the questions whether a packet is DNS as seen in its field `port`."""
+    return Match("protocol", (PROTOCOLS["tcp"], PROTOCOLS["udp"])), Match(port, (DNS_PORT,))
+
+
+def internet(address: Field) -> InSet:
+    """Return the question whether a field is an address of the internet."""
+    return InSet((address,), "closed", negated=True)

@@ -1,0 +1,341 @@
+"""Layer 2 as a ruleset, and the host's own protection; pure.
+
+It is per pair and never per port: later fragments carry no ports. The bridge table sees what containers
+send as frames, before anyone believes an address in them. This kernel family cannot always tell one
+bridge from another there, so our ports are known by their names; what the bridge table has bound to its
+port carries a mark into the inet table, without which nothing that comes in by our bridge goes on.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+
+from firewall_rules.compile_container import (
+    FILTER_PRIORITY,
+    ICMP_ERRORS,
+    closed_elements,
+    dns,
+    element_network,
+    icmp,
+    internet,
+    related_errors,
+    rule,
+)
+from firewall_rules.elements import PROTOCOLS, Item, Part, SetId, elements_of
+from firewall_rules.names import PORT_MARK, PORT_PREFIX, TABLE, TUNNEL_PREFIX
+from firewall_rules.policy import HostPolicy
+from firewall_rules.ruleset import (
+    Chain,
+    Elements,
+    ElementType,
+    Hook,
+    InSet,
+    Jump,
+    Match,
+    Rule,
+    Ruleset,
+    Set,
+    SetMark,
+    Table,
+)
+
+_RAW_PRIORITY = -300
+_BRIDGE_PREROUTING_PRIORITY = -300
+_BRIDGE_FILTER_PRIORITY = -200
+_SOURCE_NAT_PRIORITY = 100
+
+_FROM_PORT = Match("in_device", (PORT_PREFIX + "*",))
+_TO_PORT = Match("out_device", (PORT_PREFIX + "*",))
+_FROM_TUNNEL = Match("in_device", (TUNNEL_PREFIX + "*",))
+_TO_TUNNEL = Match("out_device", (TUNNEL_PREFIX + "*",))
+_PAIR = InSet(("source", "destination"), "pairs")
+_ARP = Match("ether_type", ("arp",))
+_NOT_IPV4 = Match("family", ("ipv4",), negated=True)
+_TCP_OR_UDP = Match("protocol", (PROTOCOLS["tcp"], PROTOCOLS["udp"]))
+_FROM_PEER_BLOCK = InSet(("in_device", "source"), "tunnels")
+_TO_PEER_BLOCK = InSet(("out_device", "destination"), "tunnels")
+_DROP = rule("drop")
+
+
+def host_items(policy: HostPolicy) -> list[tuple[Part, Item]]:
+    """Return everything in `policy` that elements stand for."""
+    items: list[tuple[Part, Item]] = []
+    items += [("bindings", item) for item in policy.bindings]
+    items += [("pairs", item) for item in policy.pairs]
+    items += [("tunnels", item) for item in policy.tunnels]
+    return items
+
+
+def compile_host(policy: HostPolicy) -> Ruleset:
+    """Return the two tables that hold a host and its containers' ports to `policy`.
+
+    Raises:
+        ValueError: A network in it is none.
+    """
+    elements = elements_of(host_items(policy))
+    closed = closed_elements(policy.closed | {policy.supernet, policy.block})
+    return _bridge_table(policy, elements, closed), _inet_table(policy, elements, closed)
+
+
+def _bridge_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Elements) -> Table:
+    resolver = () if policy.resolver is None else (policy.resolver,)
+    return Table(
+        family="bridge",
+        name=TABLE,
+        sets=(
+            Set("closed", ("address",), True, False, closed, True),
+            _set("bridge", "bindings", ("device", "ether", "address"), elements),
+            _set("bridge", "pairs", ("address", "address"), elements, lifetimes=True),
+        ),
+        chains=(
+            Chain(
+                "from_port",
+                (
+                    # A VLAN tag and IPv6 are other Ethernet types, and go here.
+                    rule("drop", Match("ether_type", ("ip", "arp"), negated=True)),
+                    Rule(
+                        (InSet(("in_device", "ether_source", "source"), "bindings"),),
+                        (SetMark(PORT_MARK), "accept"),
+                    ),
+                    rule(
+                        "accept",
+                        _ARP,
+                        Match("arp_form", ("ipv4",)),
+                        InSet(("in_device", "ether_source", "arp_source"), "bindings"),
+                        InSet(("in_device", "arp_ether_source", "arp_source"), "bindings"),
+                    ),
+                    _DROP,
+                ),
+            ),
+            Chain(
+                "between_ports",
+                (
+                    rule("accept", _PAIR),
+                    rule("accept", _ARP, InSet(("arp_source", "arp_destination"), "pairs")),
+                    _DROP,
+                ),
+            ),
+            Chain(
+                "from_host",
+                (
+                    rule("accept", _PAIR),
+                    rule("accept", *icmp(*ICMP_ERRORS)),
+                    rule("accept", internet("source")),
+                    *(rule("accept", Match("source", (a,)), _TCP_OR_UDP) for a in resolver),
+                    rule("accept", _ARP, Match("arp_source", (policy.address,))),
+                    _DROP,
+                ),
+            ),
+            Chain(
+                "to_host",
+                (
+                    rule("accept", _PAIR),
+                    rule("accept", internet("destination")),
+                    *(rule("accept", Match("destination", (a,)), _TCP_OR_UDP) for a in resolver),
+                    rule("accept", _ARP, Match("arp_destination", (policy.address,))),
+                    _DROP,
+                ),
+            ),
+            Chain(
+                "prerouting",
+                (rule(Jump("from_port"), _FROM_PORT),),
+                Hook("filter", "prerouting", _BRIDGE_PREROUTING_PRIORITY, "accept"),
+            ),
+            Chain(
+                "forward",
+                (
+                    rule(Jump("between_ports"), _FROM_PORT, _TO_PORT),
+                    rule("drop", _FROM_PORT),
+                    rule("drop", _TO_PORT),
+                ),
+                Hook("filter", "forward", _BRIDGE_FILTER_PRIORITY, "accept"),
+            ),
+            Chain(
+                "input",
+                (rule(Jump("to_host"), _FROM_PORT),),
+                Hook("filter", "input", _BRIDGE_FILTER_PRIORITY, "accept"),
+            ),
+            Chain(
+                "output",
+                (rule(Jump("from_host"), _TO_PORT),),
+                Hook("filter", "output", _BRIDGE_FILTER_PRIORITY, "accept"),
+            ),
+        ),
+    )
+
+
+def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Elements) -> Table:
+    from_bridge = Match("in_device", (policy.bridge,))
+    to_bridge = Match("out_device", (policy.bridge,))
+    return Table(
+        family="inet",
+        name=TABLE,
+        sets=(
+            Set("closed", ("address",), True, False, closed, True),
+            _set("inet", "pairs", ("address", "address"), elements, lifetimes=True),
+            _set("inet", "tunnels", ("device", "address"), elements, intervals=True),
+            _set("inet", "direct_sources", ("device", "address"), elements, intervals=True),
+            _set("inet", "direct", ("device", "ether", "address"), elements, intervals=True),
+            _set("inet", "encapsulations", ("protocol",), elements),
+            _set("inet", "gre_peers", ("address",), elements),
+            _set("inet", "vxlan_peers", ("address", "vni"), elements),
+        ),
+        chains=(
+            *_jumped_to(policy),
+            Chain(
+                "prerouting",
+                (
+                    rule(Jump("from_our_bridge"), from_bridge),
+                    rule("drop", _FROM_TUNNEL, _NOT_IPV4),
+                    rule("drop", _FROM_TUNNEL, InSet(("in_device", "source"), "tunnels", negated=True)),
+                    rule(
+                        "drop",
+                        InSet(("in_device", "source"), "direct_sources"),
+                        InSet(("in_device", "ether_source", "source"), "direct", negated=True),
+                    ),
+                ),
+                Hook("filter", "prerouting", _RAW_PRIORITY, "accept"),
+            ),
+            Chain(
+                "input",
+                (
+                    rule(Jump("from_containers"), from_bridge),
+                    rule("drop", _FROM_TUNNEL),
+                    rule("drop", _FROM_PEER_BLOCK),
+                    rule(
+                        "drop",
+                        Match("destination", (policy.address,)),
+                        Match("in_device_type", ("loopback",), negated=True),
+                    ),
+                    *_outer(policy.vxlan_port),
+                ),
+                Hook("filter", "input", FILTER_PRIORITY, "accept"),
+            ),
+            Chain(
+                "forward",
+                (
+                    rule(Jump("into_bridge"), to_bridge),
+                    rule(Jump("out_of_bridge"), from_bridge),
+                    rule("drop", _FROM_TUNNEL),
+                    rule("drop", _TO_TUNNEL),
+                    rule("drop", _FROM_PEER_BLOCK),
+                    rule("drop", _TO_PEER_BLOCK),
+                ),
+                Hook("filter", "forward", FILTER_PRIORITY, "accept"),
+            ),
+            Chain(
+                "output",
+                (
+                    rule(Jump("to_containers"), to_bridge),
+                    rule(Jump("errors_only"), _TO_TUNNEL),
+                    rule(Jump("errors_only"), _TO_PEER_BLOCK),
+                ),
+                Hook("filter", "output", FILTER_PRIORITY, "accept"),
+            ),
+            Chain(
+                "postrouting",
+                (
+                    rule(
+                        "masquerade",
+                        Match("source", (element_network(IPv4Network(policy.block)),)),
+                        Match("out_device", (policy.bridge,), negated=True),
+                        Match("out_device", (TUNNEL_PREFIX + "*",), negated=True),
+                        internet("destination"),
+                    ),
+                ),
+                Hook("nat", "postrouting", _SOURCE_NAT_PRIORITY, "accept"),
+            ),
+        ),
+    )
+
+
+def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
+    from_bridge = Match("in_device", (policy.bridge,))
+    block = element_network(IPv4Network(policy.block))
+    replies = Match("flow_direction", ("reply",))
+    resolver = () if policy.resolver is None else (policy.resolver,)
+    return (
+        Chain(
+            "from_our_bridge",
+            (
+                rule("drop", _NOT_IPV4),
+                # Without the mark it came in by a port that is not ours, or past the bridge table.
+                rule("drop", Match("mark", (str(PORT_MARK),), negated=True)),
+                rule("drop", Match("source", (block,), negated=True)),
+                rule(SetMark(0)),
+            ),
+        ),
+        Chain(
+            "from_containers",
+            (
+                *(rule("accept", Match("destination", (a,)), *dns("destination_port")) for a in resolver),
+                _DROP,
+            ),
+        ),
+        Chain(
+            "into_bridge",
+            (
+                rule("accept", from_bridge, _PAIR),
+                rule("accept", _FROM_PEER_BLOCK, _PAIR),
+                # Errors from the peer node's router: what they are about must be a pair.
+                rule(
+                    "accept",
+                    _FROM_PEER_BLOCK,
+                    *related_errors(),
+                    InSet(("flow_source", "flow_destination"), "pairs"),
+                ),
+                rule("drop", from_bridge),
+                rule("drop", _FROM_TUNNEL),
+                rule("drop", _FROM_PEER_BLOCK),
+                rule("accept", replies, internet("source")),
+                rule(
+                    "accept", *related_errors(), Match("flow_source", (block,)), internet("flow_destination")
+                ),
+                _DROP,
+            ),
+        ),
+        Chain(
+            "out_of_bridge",
+            (
+                rule("accept", _TO_PEER_BLOCK, _PAIR),
+                rule("drop", _TO_TUNNEL),
+                rule("accept", internet("destination")),
+                _DROP,
+            ),
+        ),
+        Chain(
+            "to_containers",
+            (
+                *(rule("accept", Match("source", (a,)), replies, *dns("source_port")) for a in resolver),
+                rule("accept", *icmp(*ICMP_ERRORS)),
+                _DROP,
+            ),
+        ),
+        Chain("errors_only", (rule("accept", *icmp(*ICMP_ERRORS)), _DROP)),
+    )
+
+
+def _outer(vxlan_port: int) -> tuple[Rule, ...]:
+    vxlan = (Match("protocol", (PROTOCOLS["vxlan"],)), Match("destination_port", (str(vxlan_port),)))
+    used = InSet(("protocol",), "encapsulations")
+    return (
+        rule(
+            "drop",
+            Match("protocol", (PROTOCOLS["gre"],)),
+            used,
+            InSet(("source",), "gre_peers", negated=True),
+        ),
+        rule("drop", *vxlan, used, InSet(("source", "vxlan_vni"), "vxlan_peers", negated=True)),
+    )
+
+
+def _set(
+    family: str,
+    name: str,
+    parts: tuple[ElementType, ...],
+    elements: dict[SetId, Elements],
+    *,
+    intervals: bool = False,
+    lifetimes: bool = False,
+) -> Set:
+    return Set(name, parts, intervals, lifetimes, elements.get((family, name), {}))

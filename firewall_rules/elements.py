@@ -1,0 +1,100 @@
+"""Which elements of which sets stand for a policy's openings, pairs, bindings and tunnels; pure.
+
+The sets are declared in `firewall_rules.compile_container` and `firewall_rules.compile_host`. Elements of
+different groups never depend on each other, so a change looks at the groups it touches and at nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Literal
+
+from firewall_rules.policy import Opening, Pair, PortBinding, TunnelPolicy
+from firewall_rules.ruleset import ElementKey, Elements
+
+PROTOCOLS: Mapping[str, str] = {"tcp": "6", "udp": "17", "gre": "47", "vxlan": "17"}
+"""IANA's protocol numbers of what openings and encapsulations are carried by."""
+
+Item = Opening | Pair | PortBinding | TunnelPolicy
+Part = Literal["inbound", "outbound", "bindings", "pairs", "tunnels"]
+"""The field of a policy that an item is in."""
+SetId = tuple[str, str]
+"""A set by its table's family and its own name."""
+
+
+def item_key(item: Item) -> Hashable:
+    """Return what `item` is known by in its part; what else it holds is its value, which may be replaced."""
+    match item:
+        case Opening():
+            return item.peer, item.protocol, item.port
+        case Pair():
+            return item.one, item.other
+        case PortBinding():
+            return item.device
+        case TunnelPolicy():
+            return item.block
+
+
+def group_of(part: Part, item: Item) -> Hashable:
+    """Return the group of `item`: only items of one group can stand for the same element."""
+    match item:
+        case Opening():
+            return part, item.peer
+        case TunnelPolicy():
+            return part
+        case _:
+            return part, item_key(item)
+
+
+def elements_of(items: Iterable[tuple[Part, Item]]) -> dict[SetId, Elements]:
+    """Return the elements that stand for `items`; of two lifetimes of one element the longer counts."""
+    sets: dict[SetId, dict[ElementKey, float | None]] = {}
+    for part, item in items:
+        for set_id, key, expires_at in _elements(part, item):
+            elements = sets.setdefault(set_id, {})
+            if key in elements:
+                other = elements[key]
+                expires_at = None if other is None or expires_at is None else max(other, expires_at)  # noqa: PLW2901 - the longer one
+            elements[key] = expires_at
+    return dict(sets)
+
+
+def _elements(part: Part, item: Item) -> Iterable[tuple[SetId, ElementKey, float | None]]:
+    match item:
+        case Opening():
+            return _of_opening("in" if part == "inbound" else "out", item)
+        case Pair():
+            return [
+                ((family, "pairs"), addresses, item.expires_at)
+                for family in ("bridge", "inet")
+                for addresses in ((item.one, item.other), (item.other, item.one))
+            ]
+        case PortBinding():
+            return [(("bridge", "bindings"), (item.device, item.mac, item.address), None)]
+        case TunnelPolicy():
+            return [(("inet", name), key, None) for name, key in _of_tunnel(item)]
+
+
+def _of_opening(way: str, opening: Opening) -> Iterable[tuple[SetId, ElementKey, float | None]]:
+    ends = opening.expires_at
+    yield ("inet", f"{way}_peers"), (opening.peer,), ends
+    if opening.protocol == "any":
+        yield ("inet", f"{way}_any"), (opening.peer,), ends
+    elif opening.protocol == "icmp":
+        yield ("inet", f"{way}_ping"), (opening.peer,), ends
+    else:
+        yield ("inet", f"{way}_ports"), (opening.peer, PROTOCOLS[opening.protocol], str(opening.port)), ends
+
+
+def _of_tunnel(tunnel: TunnelPolicy) -> Iterable[tuple[str, ElementKey]]:
+    yield "tunnels", (tunnel.device, tunnel.block)
+    match tunnel.encapsulation:
+        case "gre":
+            yield "encapsulations", (PROTOCOLS["gre"],)
+            yield "gre_peers", (tunnel.outer,)
+        case "vxlan":
+            yield "encapsulations", (PROTOCOLS["vxlan"],)
+            yield "vxlan_peers", (tunnel.outer, str(tunnel.vni))
+        case "direct":
+            yield "direct_sources", (tunnel.device, tunnel.block)
+            yield "direct", (tunnel.device, tunnel.mac, tunnel.block)

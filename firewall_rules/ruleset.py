@@ -1,0 +1,196 @@
+"""A firewall as data: tables of sets and chains of rules, in no backend's syntax.
+
+A rule asks a question of named fields of the packet (`Field`), and acts when every question is answered
+with yes. Values are text: addresses and networks as in `firewall_rules.policy`, protocols and ICMP types
+as their IANA numbers, ports and marks as decimal numbers, devices as names (a trailing ``*`` is a prefix).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import attrs
+
+Field = Literal[
+    "arp_destination",
+    "arp_ether_source",
+    "arp_form",
+    "arp_source",
+    "destination",
+    "destination_port",
+    "ether_source",
+    "ether_type",
+    "family",
+    "flow_destination",
+    "flow_direction",
+    "flow_source",
+    "flow_state",
+    "icmp_type",
+    "in_device",
+    "in_device_type",
+    "mark",
+    "out_device",
+    "out_device_type",
+    "protocol",
+    "source",
+    "source_port",
+    "vxlan_vni",
+]
+"""What of a packet a rule may ask for.
+
+``flow_*`` are connection tracking's: the addresses of the flow's first packet (for a related ICMP error, of
+the flow it is about), which way this packet goes (original, reply), and its state (related). ``family`` is
+ipv4 or ipv6. ``arp_form`` has the one value ``ipv4``: an Ethernet ARP request or reply for IPv4 (RFC 826).
+"""
+
+ElementType = Literal["address", "protocol", "port", "device", "ether", "vni"]
+"""What one part of a set's element is."""
+
+Parts = tuple[ElementType, ...]
+"""What the elements of one set are made of."""
+
+ElementKey = tuple[str, ...]
+"""One element of a set: a text for each part."""
+
+Elements = Mapping[ElementKey, float | None]
+"""A set's elements, each with when the kernel is to end it (seconds since 1970; None: never)."""
+
+IN_SET_OF: Mapping[Field, ElementType] = {
+    "source": "address",
+    "destination": "address",
+    "arp_source": "address",
+    "arp_destination": "address",
+    "flow_source": "address",
+    "flow_destination": "address",
+    "protocol": "protocol",
+    "source_port": "port",
+    "destination_port": "port",
+    "in_device": "device",
+    "out_device": "device",
+    "ether_source": "ether",
+    "arp_ether_source": "ether",
+    "vxlan_vni": "vni",
+}
+"""The fields that can be looked up in a set, and the type of its part they are compared to."""
+
+
+@attrs.frozen
+class Match:
+    """One question: is this field one of these values?
+
+    Attributes:
+        values: One at least.
+        negated: Ask for none of them.
+    """
+
+    field: Field
+    values: tuple[str, ...]
+    negated: bool = False
+
+
+@attrs.frozen
+class InSet:
+    """One question: are these fields, taken together, an element of that set?
+
+    Attributes:
+        fields: In the order of the set's parts.
+        set_name: Of the same table.
+        negated: Ask whether they are not.
+    """
+
+    fields: tuple[Field, ...]
+    set_name: str
+    negated: bool = False
+
+
+@attrs.frozen
+class Jump:
+    """Go on in another chain of the same table, and come back if it comes to no end."""
+
+    chain: str
+
+
+@attrs.frozen
+class SetMark:
+    """Write the packet's mark, which lives as long as the packet stays in one network namespace."""
+
+    value: int
+
+
+Action = Literal["accept", "drop", "masquerade"] | Jump | SetMark
+
+
+@attrs.frozen
+class Rule:
+    """Questions, and what is done when all are answered with yes; without questions, always."""
+
+    matches: tuple[Match | InSet, ...]
+    actions: tuple[Action, ...]
+
+
+@attrs.frozen
+class Hook:
+    """Where in the kernel a chain is called.
+
+    Attributes:
+        kind: nat chains may translate addresses.
+        priority: As in linux/netfilter_ipv4.h and linux/netfilter_bridge.h; the smallest is called first.
+        policy: What happens to a packet that comes to no end in the chain.
+    """
+
+    kind: Literal["filter", "nat"]
+    point: Literal["prerouting", "input", "forward", "output", "postrouting"]
+    priority: int
+    policy: Literal["accept", "drop"]
+
+
+@attrs.frozen
+class Chain:
+    """Rules in their order.
+
+    Attributes:
+        hook: None: reached by jumps only.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    hook: Hook | None = None
+
+
+@attrs.frozen
+class Set:
+    """A set that rules look packets up in, at a cost that does not grow with its elements.
+
+    Attributes:
+        parts: The types of an element's parts.
+        intervals: An address part may be a network.
+        lifetimes: Elements may end by themselves.
+        elements: What is in it when the table is made.
+        fixed: Its elements are changed by nothing but another install of the whole.
+    """
+
+    name: str
+    parts: Parts
+    intervals: bool = False
+    lifetimes: bool = False
+    elements: Elements = attrs.field(factory=dict)
+    fixed: bool = False
+
+
+@attrs.frozen
+class Table:
+    """A whole table of ours.
+
+    Attributes:
+        family: inet is IPv4 and IPv6 together; bridge is Ethernet frames.
+    """
+
+    family: Literal["inet", "bridge"]
+    name: str
+    sets: tuple[Set, ...]
+    chains: tuple[Chain, ...]
+
+
+Ruleset = tuple[Table, ...]
+"""The tables that stand and fall together."""
