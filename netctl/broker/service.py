@@ -1,12 +1,35 @@
-"""What `netctl broker init` and `netctl broker run` do: a broker's directory, settings and process."""
+"""What `netctl broker init` and `netctl broker run` do."""
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
-from netctl.model import BROKER_PORT, DEFAULT_BLOCK_SIZE, DEFAULT_SUPERNET
+import attrs
 
-DEFAULT_LISTEN = (f"tcp://0.0.0.0:{BROKER_PORT}",)
+from netctl.broker import directory as place
+from netctl.broker import nodes, users
+from netctl.broker.commands import AddInvite
+from netctl.broker.hub import About, Handler, Hub
+from netctl.broker.journal import Journal
+from netctl.broker.server import Server
+from netctl.broker.sessions import Limits
+from netctl.broker.snapshot import Snapshot
+from netctl.broker.state import decide, empty, load
+from netctl.broker.store import Meta, Store
+from netctl.log import get_logger
+from netctl.model import BROKER_PORT, DEFAULT_BLOCK_SIZE, DEFAULT_SUPERNET, check_name
+from netctl.wire import invite
+from netctl.wire.identity import KeyPair, check_address
+from netctl.wire.session import Role
+
+DEFAULT_LISTEN: Final = (f"tcp://0.0.0.0:{BROKER_PORT}",)
 
 
 def init(
@@ -35,10 +58,47 @@ def init(
         ExistsError: There is a broker in that directory.
         InvalidError: A value is of the wrong form, or no address to advertise can be told.
     """
-    raise NotImplementedError
+    check_name(name)
+    for endpoint in (*listen, *advertise):
+        check_address(endpoint)
+    settings = place.Settings(listen, advertise or place.advertised(listen, _own_address()))
+    start = empty(supernet, block_size, closed=place.closed_networks(settings))
+    keys = KeyPair.generate()
+    now = time.time()
+    first = invite.Invite(
+        kind="user",
+        name=name,
+        addresses=settings.advertise,
+        broker_key=keys.public,
+        token=invite.new_token(secrets.token_bytes(invite.TOKEN_BYTES)),
+        expires_at=now + ttl,
+    )
+    command = AddInvite(invite.token_hash(first.token), first.kind, first.name, first.expires_at)
+    decision = decide(start, command, now)
+    text = invite.format(first)
+    place.make(directory)
+    mask = os.umask(0o077)
+    try:
+        place.write_key(directory, keys)
+        store = Store(directory)
+        try:
+            store.create(_meta(decision.snapshot), decision.changes)
+        finally:
+            store.close()
+        place.write_settings(directory, settings)
+    finally:
+        os.umask(mask)
+    return text
 
 
-def run(directory: Path, *, listen: tuple[str, ...] = (), user: str | None = None) -> None:
+def run(
+    directory: Path,
+    *,
+    listen: tuple[str, ...] = (),
+    user: str | None = None,
+    limits: Limits | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
     """Run the broker until SIGTERM or SIGINT.
 
     Args:
@@ -46,10 +106,82 @@ def run(directory: Path, *, listen: tuple[str, ...] = (), user: str | None = Non
         listen: Endpoints to bind instead of the recorded ones; empty: the recorded ones.
         user: Where started as root: the user to become once the endpoints are bound (the directory is
             given to it); None: stay.
+        limits: Bounds; None: the usual ones.
+        ready: Called once the broker answers.
 
     Raises:
         NotFoundError: There is no broker in that directory.
         InvalidError: Others may read the directory, or its contents are damaged.
         RefusedError: Another broker runs on that directory, or an endpoint cannot be bound.
+        FencedError: Another broker has taken over the store.
     """
-    raise NotImplementedError
+    place.check(directory)
+    settings = place.read_settings(directory)
+    if listen:
+        settings = attrs.evolve(settings, listen=tuple(check_address(endpoint) for endpoint in listen))
+    mask = os.umask(0o077)
+    try:
+        with place.locked(directory):
+            server = Server(settings.listen)
+            try:
+                if user is not None:
+                    place.become(user, directory)
+                _serve(server, directory, settings, limits, ready)
+            finally:
+                server.close()
+    finally:
+        os.umask(mask)
+
+
+def _serve(
+    server: Server,
+    directory: Path,
+    settings: place.Settings,
+    limits: Limits | None,
+    ready: Callable[[], None],
+) -> None:
+    keys = place.read_key(directory)
+    store = Store(directory)
+    try:
+        journal = _open(store, place.closed_networks(settings))
+        about = About(keys, settings.advertise, version("netctl"))
+        handlers: dict[Role, Handler] = {"user": users.handle, "enrol": users.enrol, "node": nodes.handle}
+        hub = Hub(about, journal, handlers, limits=limits)
+        snapshot = journal.committed
+        get_logger().info(
+            "broker runs",
+            endpoint=", ".join(settings.listen),
+            directory=str(directory),
+            epoch=snapshot.epoch,
+            revision=snapshot.revision,
+        )
+        server.serve(hub, ready=ready)
+        get_logger().info("broker stopped", revision=journal.committed.revision)
+    finally:
+        store.close()
+
+
+def _open(store: Store, closed: tuple[str, ...]) -> Journal:
+    """Read what is recorded, with the broker's addresses as they are now."""
+    store.upgrade()
+    meta, records, answers = store.load()
+    if meta.closed != closed:
+        store.set_closed(closed, before=(meta.epoch, meta.revision))
+        meta = attrs.evolve(meta, closed=closed, revision=meta.revision + 1)
+    snapshot = load(meta.epoch, meta.revision, meta.supernet, meta.block_size, meta.closed, records)
+    return Journal(store, snapshot, answers)
+
+
+def _meta(snapshot: Snapshot) -> Meta:
+    return Meta(snapshot.epoch, snapshot.revision, snapshot.supernet, snapshot.block_size, snapshot.closed)
+
+
+def _own_address() -> str | None:
+    """Return the address this host speaks to the world from; None: it has no route there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Connecting a datagram socket chooses the source address and sends nothing (RFC 5737 address).
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])

@@ -164,9 +164,9 @@ class Sessions:
         try:
             return self._take(route, parts, now)
         except ProtocolError as error:
-            return self._punish(route, str(error))
+            return [*self._punish(route, str(error))]
 
-    def end(self, peer: Peer, reason: str) -> list[Event]:
+    def end(self, peer: Peer, reason: str) -> list[Ended]:
         """End a session; nothing when it is over already."""
         if self._confirmed.get(peer.session.id) is not peer:
             return []
@@ -180,7 +180,7 @@ class Sessions:
             del self._per_key[peer.key]
         return [Ended(peer, reason)]
 
-    def lost(self, route: bytes, reason: str) -> list[Event]:
+    def lost(self, route: bytes, reason: str) -> list[Ended]:
         """End the session of a connection that takes no more frames."""
         return self._punish(route, reason)
 
@@ -188,14 +188,14 @@ class Sessions:
         """Tell whether a session is not over."""
         return self._confirmed.get(peer.session.id) is peer
 
-    def sweep(self, now: float) -> tuple[list[Event], list[Peer]]:
+    def sweep(self, now: float) -> tuple[list[Ended], list[Peer]]:
         """End what was silent for too long.
 
         Returns:
             What ended, and the sessions that are to be asked whether they are there.
         """
         self._expire_half_open(now)
-        ended: list[Event] = []
+        ended: list[Ended] = []
         silent = []
         for peer in self:
             silence = now - peer.heard
@@ -240,10 +240,10 @@ class Sessions:
         self._half_routes[route] = peer
         return Reply(route, frame)
 
-    def _confirm(self, peer: Peer) -> list[Event]:
+    def _confirm(self, peer: Peer) -> list[Ended]:
         """Move a session among the confirmed, at the expense of those it replaces."""
         self._forget_half_open(peer)
-        ended: list[Event] = []
+        ended: list[Ended] = []
         older = [self._routes.get(peer.route)]
         if peer.role == "node":
             older.append(self._nodes.get(peer.key))
@@ -262,7 +262,7 @@ class Sessions:
             self._nodes[peer.key] = peer
         return ended
 
-    def _punish(self, route: bytes, reason: str) -> list[Event]:
+    def _punish(self, route: bytes, reason: str) -> list[Ended]:
         half_open = self._half_routes.get(route)
         if half_open is not None:
             self._forget_half_open(half_open)

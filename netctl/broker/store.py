@@ -22,6 +22,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from netctl.broker.journal import FencedError, Remembered
 from netctl.broker.snapshot import (
     Account,
     Change,
@@ -37,18 +38,9 @@ from netctl.errors import InvalidError, UnavailableError
 from netctl.model import NodeFacts, Port, TransportProtocol, Wanted, Workload
 
 DATABASE: Final = "broker.sqlite"
-ANSWERS_KEPT: Final = 10_000
-"""Answers to idempotency keys, of all accounts together."""
-ANSWERS_AGE: Final = 3600.0
-"""Seconds an answer is kept."""
-
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 T = TypeVar("T")
-
-
-class FencedError(UnavailableError):
-    """Another broker has written to this store since this one read it."""
 
 
 @attrs.frozen
@@ -60,23 +52,6 @@ class Meta:
     supernet: str
     block_size: int
     closed: tuple[str, ...] = ()
-
-
-@attrs.frozen
-class Remembered:
-    """The first answer to one idempotency key of one account.
-
-    Attributes:
-        request: Digest of the request, so that a key used for something else is noticed.
-        answer: Encoded by whoever remembers (`netctl.broker.desk`).
-        created_at: Seconds since 1970.
-    """
-
-    account: str
-    key: str
-    request: bytes
-    answer: bytes
-    created_at: float
 
 
 metadata = sa.MetaData()
@@ -362,11 +337,11 @@ class Store:
 
     def commit(
         self,
-        changes: Iterable[Change],
+        changes: list[Change],
         *,
         before: tuple[int, int],
         after: tuple[int, int],
-        answers: Iterable[Remembered] = (),
+        answers: list[Remembered],
     ) -> None:
         """Write everything or nothing, durably, in one transaction.
 
@@ -399,8 +374,12 @@ class Store:
         except SQLAlchemyError as error:
             raise _unwritable(error) from error
 
-    def forget(self, now: float) -> None:
+    def forget(self, before: float, keep: int) -> None:
         """Drop remembered answers that are too old or too many.
+
+        Args:
+            before: Those made before this time (seconds since 1970).
+            keep: All but so many of the newest.
 
         Raises:
             UnavailableError: It cannot be written.
@@ -408,11 +387,11 @@ class Store:
         newest = (
             sa.select(_answers.c.created_at)
             .order_by(_answers.c.created_at.desc())
-            .offset(ANSWERS_KEPT)
+            .offset(keep)
             .limit(1)
             .scalar_subquery()
         )
-        old = sa.or_(_answers.c.created_at < now - ANSWERS_AGE, _answers.c.created_at <= newest)
+        old = sa.or_(_answers.c.created_at < before, _answers.c.created_at <= newest)
         try:
             with self._connection.begin():
                 self._connection.execute(sa.delete(_answers).where(old))
