@@ -101,6 +101,7 @@ class Host:
         self._host_backend = host_backend
         self._host_firewall = host_backend.unusable()
         self.engines: Mapping[str, Engine] = {engine.name: engine for engine in engines}
+        self._owners: dict[str, Engine] = {}
 
     def facts(self, underlay: str | None) -> HostFacts:
         """Say what the host is. `underlay`: the address to use; None: that of the default route's link.
@@ -268,6 +269,7 @@ class Host:
             self._container_backend.forget(operation.container)
         if engine is not None:
             engine.remove(operation.container)
+            del self._owners[operation.container]
 
     def engine_of(self, container: str) -> Engine:
         """Return the engine that has `container`.
@@ -281,10 +283,10 @@ class Host:
         return engine
 
     def _engine_of(self, container: str) -> Engine | None:
-        for engine in self.engines.values():
-            if container in engine.containers():
-                return engine
-        return None
+        if container not in self._owners:
+            for engine in self.engines.values():
+                self._owners.update(dict.fromkeys(engine.containers(), engine))
+        return self._owners.get(container)
 
     def _layer_one(self, container: str) -> tuple[ContainerBackend, int]:
         if self._container_backend is None:
