@@ -58,7 +58,7 @@ def test_wrong_usage_is_one_line_too(broker: Broker, netctl: Netctl) -> None:
 @pytest.mark.parametrize(
     "command",
     ["connect web db --port 70000", "connect web db --port 1/sctp", "connect Web db", "run -- true",
-     "run w_b -- true", "run web -e NOVALUE -- true", "run web --workdir relative -- true", "invite node --name N"],
+     "run w_b -- true", "run web -e X -- true", "run web --workdir relative -- true", "invite node --name N"],
 )  # fmt: skip
 def test_values_out_of_bounds_reach_no_broker(broker: Broker, netctl: Netctl, command: str) -> None:
     outcome = netctl(*command.split())

@@ -12,8 +12,8 @@ from tests.unit.netctl.cli.conftest import Netctl
 HEAVY = ("sqlalchemy", "alembic", "zmq", "rich", "nacl")
 COMMANDS = (
     "run", "ps", "inspect", "exec", "logs", "stop", "start", "rm", "connect", "disconnect", "connections",
-    "join", "status", "version", "node list", "node show", "node drain", "node rm", "invite user", "invite node",
-    "lab up", "lab down", "lab status", "lab shell", "broker init", "broker run",
+    "join", "status", "version", "node list", "node show", "node drain", "node rm", "invite user",
+    "invite node", "lab up", "lab down", "lab status", "lab shell", "broker init", "broker run",
 )  # fmt: skip
 
 
