@@ -13,6 +13,8 @@ from netctl.errors import NotFoundError
 _COMPARED = 2000
 """Names looked at for near matches at most: an unknown name must not cost the broker's loop much."""
 _LENGTH_APART = 3
+_ALIKE = 0.5
+"""Least likeness, as difflib reckons it: n1 and n2, which differ in one of two letters, are near."""
 
 
 def node_by_key(snapshot: Snapshot, key: str) -> Node | None:
@@ -58,5 +60,5 @@ def container(state: Snapshot | Draft, account: str, name: str) -> Container:
 def did_you_mean(name: str, known: Iterable[str], listing: str) -> str:
     """Return a remedy: the known names nearest to `name`, or the command that lists them."""
     names = (k for k in known if abs(len(k) - len(name)) <= _LENGTH_APART)
-    near = difflib.get_close_matches(name[:63], islice(names, _COMPARED), n=3)
+    near = difflib.get_close_matches(name[:63], islice(names, _COMPARED), n=3, cutoff=_ALIKE)
     return f"did you mean {' or '.join(near)}?" if near else f"`{listing}` shows what there is"

@@ -153,7 +153,9 @@ class _Gathered:
             if was is None or (own.removing and name not in changed):
                 continue
             if own.removing:
-                self._whole[name] = _difference(node_state(self._before, name), node_state(self._after, name))
+                delta = _difference(node_state(self._before, name), node_state(self._after, name))
+                if delta != NodeDelta():
+                    self._whole[name] = delta
                 continue
             if closed_before != closed_after or name in changed:
                 header = _header(self._after, own, closed_after)

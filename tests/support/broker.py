@@ -1,0 +1,217 @@
+"""A broker's deciding core driven by hand: commands in, and after each one everything that must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from netctl.broker import plan, state
+from netctl.broker.commands import (
+    Acknowledge,
+    AddConnections,
+    AddContainer,
+    AddInvite,
+    Command,
+    DropConnections,
+    DropContainer,
+    EnrolNode,
+    EnrolUser,
+    RemoveNode,
+)
+from netctl.broker.draft import identity_of
+from netctl.broker.snapshot import Container, Decision, Held, Put, Record, Snapshot
+from netctl.model import NodeFacts, NodeState, Port, Workload, apply_delta, bridge_address
+
+NOT_STORED = ("changed", "acknowledged", "lost", "cursors")
+WORKLOAD = Workload("process", ("sleep", "inf"))
+
+
+Uses = frozenset[tuple[str, str]]
+"""Addresses and blocks, each with the container's id or node's key whose it is."""
+
+
+def facts(number: int, **changes: object) -> NodeFacts:
+    """Return what a plain node says of itself; its underlay address ends in `number`."""
+    plain = NodeFacts(
+        underlay=f"192.168.{number // 250}.{number % 250 + 1}",
+        underlay_mac=f"02:00:00:00:{number // 256:02x}:{number % 256:02x}",
+        underlay_mtu=1500,
+        encapsulations=("gre", "vxlan"),
+        firewall="nftables",
+        engines=("process",),
+    )
+    return attrs.evolve(plain, **changes)
+
+
+class World:
+    """Takes one command after the other, as a server would, with a store and nodes that follow.
+
+    Attributes:
+        rows: What a store that wrote every change holds.
+        held_by_nodes: The desired state each node has, brought about by deltas alone.
+        kernels: For each node, what each state uses that its kernel may still be in: the last one it
+            acknowledged and all it was told since.
+        now: Seconds since 1970, set by the test.
+    """
+
+    def __init__(self, supernet: str = "10.0.0.0/8", block_size: int = 16) -> None:
+        self.snapshot: Snapshot = state.empty(supernet, block_size)
+        self.rows: dict[tuple[type, object], Record] = {}
+        self.held_by_nodes: dict[str, NodeState] = {}
+        self.kernels: dict[str, list[tuple[int, Uses]]] = {}
+        self.now = 1000.0
+        self._count = 0
+        self.user("admin")
+
+    def do(self, command: Command) -> Decision:
+        """Decide, adopt what came of it, and check what holds after every command."""
+        before = self.snapshot
+        decision = state.decide(before, command, self.now)
+        self.snapshot = decision.snapshot
+        for change in decision.changes:
+            identity = (type(change.record), identity_of(change.record))
+            if isinstance(change, Put):
+                self.rows[identity] = change.record
+            else:
+                del self.rows[identity]
+        self._check(before, command, decision)
+        return decision
+
+    def token(self) -> str:
+        """Return what nobody had before."""
+        self._count += 1
+        return f"{self._count:032x}"
+
+    def user(self, name: str) -> Decision:
+        """Let a user join."""
+        token = self.token()
+        self.do(AddInvite(token, "user", None, self.now + 60))
+        return self.do(EnrolUser(token, name, f"key of user {name}"))
+
+    def node(self, name: str, its_facts: NodeFacts | None = None) -> Decision:
+        """Let a node join; by default with facts by the digits in its name."""
+        number = int("".join(c for c in name if c.isdigit()) or "0")
+        token = self.token()
+        self.do(AddInvite(token, "node", None, self.now + 60))
+        return self.do(EnrolNode(token, name, f"key {token} of node {name}", its_facts or facts(number)))
+
+    def run(self, name: str, node: str | None = None, account: str = "admin") -> Decision:
+        """Run a container; every node is ready."""
+        ready = frozenset(self.snapshot.nodes.keys())
+        return self.do(AddContainer(self.token(), account, name, WORKLOAD, node, ready))
+
+    def rm(self, name: str) -> Decision:
+        """Remove a container, running or not."""
+        return self.do(DropContainer("admin", name, force=True, active=True))
+
+    def rm_node(self, name: str, *, force: bool = False, reachable: bool = True) -> Decision:
+        """Remove a node."""
+        return self.do(RemoveNode(name, force=force, reachable=reachable))
+
+    def connect(self, source: str, destination: str, *ports: str) -> Decision:
+        """Connect, with ports as a user writes them."""
+        return self.do(AddConnections("admin", source, destination, tuple(map(Port.parse, ports))))
+
+    def disconnect(self, source: str, destination: str, *ports: str) -> Decision:
+        """Disconnect, with ports as a user writes them."""
+        return self.do(DropConnections("admin", source, destination, tuple(map(Port.parse, ports))))
+
+    def acknowledge(self, *names: str) -> None:
+        """Let nodes (all, if none is named) report that they applied what they were told last."""
+        for name in names or sorted(self.snapshot.nodes.keys()):
+            self.do(Acknowledge(name, self.snapshot.revision))
+
+    def container(self, name: str) -> Container:
+        """Return the record of a container."""
+        return self.snapshot.containers[self.snapshot.bare_names[name]]
+
+    def state(self, node: str) -> NodeState:
+        """Return a node's desired state."""
+        return plan.node_state(self.snapshot, node)
+
+    def permits(self, node: str) -> set[str]:
+        """Return what a node permits, written as ``web>db 5432/tcp``."""
+        names = {c.address: c.name for c in self.snapshot.containers.values()}
+        return {f"{names[p.source]}>{names[p.destination]} {p.port}" for p in self.state(node).permits}
+
+    def held(self) -> Mapping[str, frozenset[str]]:
+        """Return what is held, and for whom."""
+        return {subject: held.awaiting for subject, held in self.snapshot.held.items()}
+
+    def reloaded(self) -> Snapshot:
+        """Return what a broker has after a restart."""
+        s = self.snapshot
+        return state.load(s.epoch, s.revision, s.supernet, s.block_size, s.closed, self.rows.values())
+
+    def _check(self, before: Snapshot, command: Command, decision: Decision) -> None:
+        after = decision.snapshot
+        silent = isinstance(command, Acknowledge) or not decision.changes
+        assert after.revision == before.revision + (0 if silent else 1)
+        if not decision.changes and not isinstance(command, Acknowledge):
+            assert after is before
+        self._check_deltas(before, decision)
+        # The store's records alone, in whatever order, lead to the same snapshot.
+        bare = {name: getattr(before, name) for name in NOT_STORED}
+        assert attrs.evolve(self.reloaded(), **bare) == attrs.evolve(after, **bare)
+        self._check_addresses(after)
+        self._check_kernels(command, decision)
+
+    def _check_kernels(self, command: Command, decision: Decision) -> None:
+        """See that nothing is used again which some kernel may still know as another's."""
+        after = decision.snapshot
+        for name in self.kernels.keys() - set(after.nodes):
+            del self.kernels[name]
+        for name in after.nodes:
+            if name not in self.kernels or name in decision.deltas:
+                self.kernels.setdefault(name, []).append((after.revision, self._uses(name)))
+        if isinstance(command, Acknowledge) and command.node in self.kernels:
+            states = self.kernels[command.node]
+            past = [state for state in states[1:] if state[0] <= command.revision]
+            self.kernels[command.node] = states[len(past) :]
+        owners = {c.address: c.id for c in after.containers.values()}
+        owners |= {n.block: n.key for n in after.nodes.values()}
+        for name, states in self.kernels.items():
+            for subject, owner in frozenset().union(*(uses for _, uses in states)):
+                assert owners.get(subject, owner) == owner, f"{name} may know {subject} as another's"
+
+    def _uses(self, name: str) -> Uses:
+        wanted = plan.node_state(self.snapshot, name)
+        addresses = {a for permit in wanted.permits for a in (permit.source, permit.destination)}
+        addresses |= {placed.address for placed in wanted.containers.values()}
+        nodes = [self.snapshot.nodes[peer] for peer in wanted.peers]
+        nodes += [self.snapshot.nodes[name]] if wanted.block else []
+        return frozenset(
+            {(a, self.snapshot.addresses[a]) for a in addresses} | {(n.block, n.key) for n in nodes}
+        )
+
+    def _check_deltas(self, before: Snapshot, decision: Decision) -> None:
+        after = decision.snapshot
+        for name in self.held_by_nodes.keys() - set(after.nodes):
+            del self.held_by_nodes[name]
+        assert set(decision.deltas) <= decision.nodes <= set(before.nodes)
+        for name in after.nodes:
+            whole = plan.node_state(after, name)
+            if name not in before.nodes:
+                self.held_by_nodes[name] = whole
+            held = self.held_by_nodes[name]
+            if name in decision.deltas:
+                assert whole != held, f"{name} is told of a change that is none"
+                assert after.changed[name] == after.revision
+                held = apply_delta(held, decision.deltas[name])
+            assert whole == held, f"what {name} was told is not what is wanted"
+            self.held_by_nodes[name] = held
+
+    def _check_addresses(self, after: Snapshot) -> None:
+        addresses = [c.address for c in after.containers.values()]
+        blocks = [n.block for n in after.nodes.values()]
+        assert len(set(addresses)) == len(addresses)
+        assert len(set(blocks)) == len(blocks)
+        assert not set(addresses) & set(after.held), "an address is given out that is held"
+        assert not {bridge_address(block) for block in blocks} & set(addresses)
+        removing = {n.block for n in after.nodes.values() if n.removing}
+        assert {b for b in after.held if "/" in b} & set(blocks) == removing
+        for record in after.held.values():
+            assert isinstance(record, Held)
+            assert record.awaiting, "held for nobody"
+            assert record.awaiting <= set(after.nodes), "held for a node that is gone"
