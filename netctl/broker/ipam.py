@@ -55,7 +55,7 @@ def check_plan(supernet: str, block_size: int) -> None:
 
 def usable_blocks(supernet: str, block_size: int) -> int:
     """Return how many nodes the plan has room for: all blocks but the reserved first, at most MAX_NODES."""
-    return min(2 ** (block_size - IPv4Network(supernet).prefixlen) - 1, MAX_NODES)
+    return min((1 << (block_size - IPv4Network(supernet).prefixlen)) - 1, MAX_NODES)
 
 
 def block_at(supernet: str, block_size: int, index: int) -> str:
