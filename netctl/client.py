@@ -51,6 +51,8 @@ CONNECT_TIMEOUT: Final = 5.0
 REQUEST_TIMEOUT: Final = 10.0
 ANSWER_MARGIN: Final = 5.0
 """Seconds a request waits beyond the timeout it carries, for the broker's answer that this has passed."""
+LOST_TRIES: Final = 5
+"""Sessions that may end under one request: more, and the request itself is what ends them."""
 HANDSHAKE_TRY: Final = 3.0
 """Seconds one address gets before the next is tried."""
 
@@ -273,12 +275,15 @@ class Client:
         deadline = time.monotonic() + timeout
         repeatable = not isinstance(message, CreateInvite | Enrol | OpenExec | OpenLogs)
         pause = 0.0
+        tries = 0
         while True:
             try:
+                self._take_in()
                 self.connect(max(0.0, min(CONNECT_TIMEOUT, deadline - time.monotonic())))
                 return self._ask(message, deadline)
             except _LostError as lost:
-                if not repeatable:
+                tries += 1
+                if not repeatable or tries == LOST_TRIES:
                     raise self._unavailable(lost) from None
                 pause = 0.05
             except UnavailableError:
@@ -303,6 +308,17 @@ class Client:
     def _number(self) -> int:
         self._last_id = self._last_id % (2**31 - 1) + 1
         return self._last_id
+
+    def _take_in(self) -> None:
+        """Notice what came since the last call: also that the session ended meanwhile."""
+        try:
+            while self._link is not None:
+                envelope = self._next(0.0)
+                if envelope is None:
+                    return
+                self._inbox.append(envelope)
+        except _LostError:
+            return
 
     def _connected(self) -> _Link:
         if self._link is None:

@@ -292,6 +292,9 @@ class Hub:
                     raise
                 except NetctlError as error:
                     self.end(peer, error.message)
+                except Exception:  # noqa: BLE001 - a fault of ours that one sender met must not end the others
+                    self._log.exception("message not handled", message=type(envelope.message).__name__)
+                    self.end(peer, "an internal error")
 
     def _over(self, ended: Iterable[Ended]) -> None:
         for event in ended:

@@ -56,6 +56,7 @@ class Server:
     """
 
     def __init__(self, endpoints: tuple[str, ...]) -> None:
+        self._paths: list[Path] = []
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in (
@@ -94,6 +95,8 @@ class Server:
             ) from error
         finally:
             os.umask(mask)
+        if local:
+            self._paths.append(path)
 
     @property
     def endpoint(self) -> str:
@@ -104,6 +107,10 @@ class Server:
         """Close the socket; what waits to be sent is dropped."""
         self._socket.close()
         self._context.term()
+        for path in self._paths:
+            # Where another user bound it, its directory may be closed to this one; the next start removes it.
+            with suppress(OSError):
+                path.unlink()
 
     def serve(self, hub: Hub, *, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -161,7 +168,7 @@ class Server:
 
 
 def _milliseconds(wake: float | None) -> int | None:
-    return None if wake is None else max(0, math.ceil((wake - time.monotonic()) * 1000))
+    return None if wake is None else math.ceil(max(0.0, wake - time.monotonic()) * 1000)
 
 
 def _remove_stale(path: Path) -> None:

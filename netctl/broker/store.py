@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from netctl.broker.journal import FencedError, Remembered
+from netctl.broker.migrations import schema
 from netctl.broker.snapshot import (
     Account,
     Change,
@@ -52,105 +53,6 @@ class Meta:
     supernet: str
     block_size: int
     closed: tuple[str, ...] = ()
-
-
-metadata = sa.MetaData()
-
-_NAME = sa.String(63)
-_ID = sa.String(32)
-_KEY = sa.String(64)
-
-
-def _container_reference(name: str) -> sa.Column[str]:
-    # Deferred: a group of decisions is written in bulk, table by table.
-    return sa.Column(
-        name, _ID, sa.ForeignKey("containers.id", deferrable=True, initially="DEFERRED"), primary_key=True
-    )
-
-
-_meta = sa.Table(
-    "meta",
-    metadata,
-    sa.Column("id", sa.Integer, sa.CheckConstraint("id = 1"), primary_key=True),
-    sa.Column("epoch", sa.BigInteger, nullable=False),
-    sa.Column("revision", sa.BigInteger, nullable=False),
-    sa.Column("supernet", sa.String(18), nullable=False),
-    sa.Column("block_size", sa.Integer, nullable=False),
-    sa.Column("closed", sa.LargeBinary, nullable=False),
-)
-_accounts = sa.Table(
-    "accounts",
-    metadata,
-    sa.Column("name", _NAME, primary_key=True),
-    sa.Column("key", _KEY, nullable=False, unique=True),
-    sa.Column("created_at", sa.Float, nullable=False),
-)
-_nodes = sa.Table(
-    "nodes",
-    metadata,
-    sa.Column("name", _NAME, primary_key=True),
-    sa.Column("index", sa.Integer, nullable=False, unique=True),
-    sa.Column("block", sa.String(18), nullable=False),
-    sa.Column("key", _KEY, nullable=False, unique=True),
-    sa.Column("facts", sa.LargeBinary, nullable=False),
-    sa.Column("draining", sa.Boolean, nullable=False),
-    sa.Column("removing", sa.Boolean, nullable=False),
-    sa.Column("revision", sa.BigInteger, nullable=False),
-)
-_containers = sa.Table(
-    "containers",
-    metadata,
-    sa.Column("id", _ID, primary_key=True),
-    sa.Column("account", _NAME, nullable=False),
-    sa.Column("name", _NAME, nullable=False),
-    sa.Column(
-        "node", _NAME, sa.ForeignKey("nodes.name", deferrable=True, initially="DEFERRED"), nullable=False
-    ),
-    sa.Column("address", sa.String(15), nullable=False, unique=True),
-    sa.Column("workload", sa.LargeBinary, nullable=False),
-    sa.Column("wanted", sa.String(7), nullable=False),
-    sa.Column("generation", sa.BigInteger, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("revision", sa.BigInteger, nullable=False),
-    sa.UniqueConstraint("account", "name"),
-)
-_connections = sa.Table(
-    "connections",
-    metadata,
-    _container_reference("source"),
-    _container_reference("destination"),
-    sa.Column("protocol", sa.String(4), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("revision", sa.BigInteger, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("created_by", _NAME, nullable=False),
-    sa.Column("expires_at", sa.Float, nullable=True),
-)
-_invites = sa.Table(
-    "invites",
-    metadata,
-    sa.Column("token_hash", _KEY, primary_key=True),
-    sa.Column("kind", sa.String(4), nullable=False),
-    sa.Column("name", _NAME, nullable=True),
-    sa.Column("expires_at", sa.Float, nullable=False),
-)
-_held = sa.Table(
-    "held",
-    metadata,
-    sa.Column("subject", sa.String(18), primary_key=True),
-    sa.Column("node", _NAME, nullable=False),
-    sa.Column("revision", sa.BigInteger, nullable=False),
-    sa.Column("awaiting", sa.LargeBinary, nullable=False),
-)
-_answers = sa.Table(
-    "answers",
-    metadata,
-    sa.Column("account", _NAME, primary_key=True),
-    sa.Column("key", _KEY, primary_key=True),
-    sa.Column("request", sa.LargeBinary, nullable=False),
-    sa.Column("answer", sa.LargeBinary, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False, index=True),
-)
 
 
 def _pack(value: object) -> bytes:
@@ -202,12 +104,6 @@ class _Kind:
     def identity(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row[column.name] for column in self.table.primary_key)
 
-    def upsert(self) -> sa.Insert:
-        statement = sqlite.insert(self.table)
-        own = [column.name for column in self.table.primary_key]
-        rest = {c.name: statement.excluded[c.name] for c in self.table.columns if c.name not in own}
-        return statement.on_conflict_do_update(index_elements=own, set_=rest)
-
     def delete(self) -> sa.Delete:
         # An executemany may not name its parameters as the columns are named.
         return sa.delete(self.table).where(
@@ -215,32 +111,42 @@ class _Kind:
         )
 
 
+def _upsert(table: sa.Table) -> sa.Insert:
+    statement = sqlite.insert(table)
+    own = [column.name for column in table.primary_key]
+    rest = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in own}
+    return statement.on_conflict_do_update(index_elements=own, set_=rest)
+
+
 _KINDS: Final[dict[type, _Kind]] = {
-    Account: _Kind(_accounts, _fields, lambda row: Account(**row)),
+    Account: _Kind(schema.ACCOUNTS, _fields, lambda row: Account(**row)),
     Node: _Kind(
-        _nodes,
+        schema.NODES,
         lambda node: _fields(node) | {"facts": _pack(node.facts)},
         lambda row: Node(**row | {"facts": _unpack(row["facts"], NodeFacts)}),
     ),
-    Container: _Kind(_containers, _container_row, _container_of),
-    Connection: _Kind(_connections, _connection_row, _connection_of),
+    Container: _Kind(schema.CONTAINERS, _container_row, _container_of),
+    Connection: _Kind(schema.CONNECTIONS, _connection_row, _connection_of),
     Invite: _Kind(
-        _invites,
+        schema.INVITES,
         _fields,
         lambda row: Invite(**row | {"kind": msgspec.convert(row["kind"], Literal["user", "node"])}),
     ),
     Held: _Kind(
-        _held,
+        schema.HELD,
         lambda held: _fields(held) | {"awaiting": _pack(sorted(held.awaiting))},
         lambda row: Held(**row | {"awaiting": frozenset(_unpack(row["awaiting"], list[str]))}),
     ),
 }
-_UPSERTS: Final = {kind: how.upsert() for kind, how in _KINDS.items()}
+_UPSERTS: Final = {kind: _upsert(how.table) for kind, how in _KINDS.items()}
 _DELETES: Final = {kind: how.delete() for kind, how in _KINDS.items()}
-_REMEMBER: Final = sqlite.insert(_answers).on_conflict_do_nothing()
+_REMEMBER: Final = _upsert(schema.ANSWERS)
 _FENCE: Final = (
-    sa.update(_meta)
-    .where(_meta.c.epoch == sa.bindparam("old_epoch"), _meta.c.revision == sa.bindparam("old_revision"))
+    sa.update(schema.META)
+    .where(
+        schema.META.c.epoch == sa.bindparam("old_epoch"),
+        schema.META.c.revision == sa.bindparam("old_revision"),
+    )
     .values(epoch=sa.bindparam("new_epoch"), revision=sa.bindparam("new_revision"))
 )
 
@@ -282,7 +188,7 @@ class Store:
             alembic.command.upgrade(self._migrations(), "head")
             with self._connection.begin():
                 row = attrs.asdict(meta) | {"id": 1, "closed": _pack(meta.closed)}
-                self._connection.execute(sa.insert(_meta), row)
+                self._connection.execute(sa.insert(schema.META), row)
                 self._write(changes)
         except SQLAlchemyError as error:
             raise _unwritable(error) from error
@@ -317,7 +223,7 @@ class Store:
         """
         try:
             with self._connection.begin():
-                row = dict(self._connection.execute(sa.select(_meta)).mappings().one())
+                row = dict(self._connection.execute(sa.select(schema.META)).mappings().one())
                 del row["id"]
                 meta = Meta(**row | {"closed": _unpack(row["closed"], tuple[str, ...])})
                 records = [
@@ -328,7 +234,7 @@ class Store:
                 answers = [
                     Remembered(**row)
                     for row in self._connection.execute(
-                        sa.select(_answers).order_by(_answers.c.created_at)
+                        sa.select(schema.ANSWERS).order_by(schema.ANSWERS.c.created_at)
                     ).mappings()
                 ]
         except (SQLAlchemyError, msgspec.MsgspecError, ValueError) as error:
@@ -349,7 +255,7 @@ class Store:
             changes: In the order they were decided.
             before: Epoch and revision this starts from.
             after: Epoch and revision it leads to.
-            answers: To remember; a key that is remembered already keeps its first answer.
+            answers: To remember.
 
         Raises:
             FencedError: The store is not at `before`; nothing was written.
@@ -385,16 +291,16 @@ class Store:
             UnavailableError: It cannot be written.
         """
         newest = (
-            sa.select(_answers.c.created_at)
-            .order_by(_answers.c.created_at.desc())
+            sa.select(schema.ANSWERS.c.created_at)
+            .order_by(schema.ANSWERS.c.created_at.desc())
             .offset(keep)
             .limit(1)
             .scalar_subquery()
         )
-        old = sa.or_(_answers.c.created_at < before, _answers.c.created_at <= newest)
+        old = sa.or_(schema.ANSWERS.c.created_at < before, schema.ANSWERS.c.created_at <= newest)
         try:
             with self._connection.begin():
-                self._connection.execute(sa.delete(_answers).where(old))
+                self._connection.execute(sa.delete(schema.ANSWERS).where(old))
         except SQLAlchemyError as error:
             raise _unwritable(error) from error
 
@@ -406,8 +312,8 @@ class Store:
             UnavailableError: It cannot be written.
         """
         statement = (
-            sa.update(_meta)
-            .where(_meta.c.epoch == before[0], _meta.c.revision == before[1])
+            sa.update(schema.META)
+            .where(schema.META.c.epoch == before[0], schema.META.c.revision == before[1])
             .values(closed=_pack(closed), revision=before[1] + 1)
         )
         try:
