@@ -1,0 +1,195 @@
+"""A lab as tests use it: the real programs, driven by the real command line."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from tests.support.netns import Namespace, wait_for
+
+PROGRAMS = Path(sys.executable).parent
+SIOCGIFADDR = 0x8915
+"""From linux/sockios.h."""
+
+
+@attrs.frozen
+class Result:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class FoundNamespace(Namespace):
+    """A namespace that somebody else made, by its descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+
+class Lab:
+    """One lab in a directory of the test's own.
+
+    Args:
+        options: Of `netctl lab up`.
+    """
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.directory = directory
+        self._options = options
+        self._found: list[FoundNamespace] = []
+
+    def up(self) -> None:
+        self.netctl("lab", "up", "--dir", str(self.directory), *self._options)
+
+    def down(self) -> None:
+        for namespace in self._found:
+            namespace.close()
+        self.netctl("lab", "down", "--dir", str(self.directory))
+
+    def netctl(
+        self, *arguments: str, status: int | None = 0, stdin: bytes | str = "", timeout: float = 90.0
+    ) -> Result:
+        """Run `netctl` on this lab; fail the test when it does not end with `status` (None: any)."""
+        done = subprocess.run(
+            [str(PROGRAMS / "netctl"), *arguments],
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            capture_output=True,
+            check=False,
+            timeout=timeout,
+            env={**os.environ, "NETCTL_LAB": str(self.directory)},
+        )
+        result = Result(
+            done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        )
+        if status is not None:
+            assert result.status == status, (
+                f"netctl {' '.join(arguments)}: {result.status}\n{result.out}{result.err}"
+            )
+        return result
+
+    def run(self, name: str, *options: str, command: tuple[str, ...] = ("sleep", "1000000")) -> None:
+        self.netctl("run", name, *options, "--", *command)
+
+    def containers(self) -> dict[str, dict[str, Any]]:
+        return {row["name"]: row for row in self.netctl("ps", "--json").json}
+
+    def address(self, name: str) -> str:
+        return str(self.containers()[name]["address"])
+
+    def state(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self.netctl("lab", "status", "--json").json
+        return answer
+
+    def pid(self, process: str) -> int:
+        """Return the process id of the broker or of a node's agent."""
+        pids = {row["name"]: row["pid"] for row in self.state()["processes"]}
+        assert pids[process] is not None
+        return int(pids[process])
+
+    def log(self, process: str) -> str:
+        return (self.directory / "log" / f"{process}.log").read_text(errors="replace")
+
+    def host(self, name: str) -> Namespace:
+        """Return the namespace of a node (or ``broker``, ``underlay``, ``outside``)."""
+        names = self.state()["namespaces"]
+        ending = {"broker": "-b", "underlay": "-u", "outside": "-o"}.get(name, f"-{name}")
+        found = [each for each in names if each.endswith(ending)]
+        assert len(found) == 1, names
+        return self._keep(os.open(f"/run/netns/{found[0]}", os.O_RDONLY | os.O_CLOEXEC))
+
+    def namespace(self, container: str) -> Namespace:
+        """Return the network namespace of a running container, known by its address."""
+        wanted = self.address(container)
+        seen: set[int] = set()
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                fd = os.open(entry / "ns" / "net", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            inode = os.fstat(fd).st_ino
+            if inode not in seen and _address_of(FoundNamespace(fd), "eth0") == wanted:
+                return self._keep(fd)
+            seen.add(inode)
+            os.close(fd)
+        raise AssertionError(f"no namespace has {wanted}")
+
+    def _keep(self, fd: int) -> Namespace:
+        self._found.append(FoundNamespace(fd))
+        return self._found[-1]
+
+
+def _address_of(namespace: Namespace, link: str) -> str:
+    """Return the IPv4 address of a link, empty if it has none (netdevice(7))."""
+    with namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            answer = fcntl.ioctl(sock, SIOCGIFADDR, struct.pack("16s24x", link.encode()))
+        except OSError:
+            return ""
+    return socket.inet_ntoa(answer[20:24])
+
+
+@attrs.frozen
+class HostListing:
+    """Everything of a machine that a lab must leave as it was."""
+
+    links: str
+    routes: str
+    rules: str
+    namespaces: str
+    cgroups: tuple[str, ...]
+    processes: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+def listing() -> HostListing:
+    """List the host's own links, routes, tables, and what a lab might leave behind."""
+
+    def text(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    return HostListing(
+        links=text("ip", "-o", "link", "show"),
+        routes=text("ip", "route", "show", "table", "all"),
+        rules=text("nft", "list", "ruleset"),
+        namespaces=text("ip", "netns", "list"),
+        cgroups=tuple(sorted(str(path) for path in Path("/sys/fs/cgroup").rglob("netctl*"))),
+        processes=tuple(sorted(_ours())),
+        files=tuple(sorted(str(path) for path in Path("/run").rglob("netctl*"))),
+    )
+
+
+def _ours() -> list[str]:
+    """Return the command lines of processes that are a lab's."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            line = b" ".join(words).decode(errors="replace")
+            if any(word in line for word in ("nodeagent", "netctl broker", "shim.py")):
+                found.append(line)
+    return found
+
+
+def wait_for_log(lab: Lab, process: str, text: str, seconds: float = 10.0) -> None:
+    """Wait until a process has logged `text`."""
+    wait_for(lambda: text in lab.log(process), seconds, f"{text!r} in the log of {process}")
