@@ -1,4 +1,4 @@
-"""A container engine without containers: the same states, events and refusals, and switches to make it fail."""
+"""A container engine without containers: the same states, events and refusals, with switches for faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nodeagent.kernel_state import EngineContainer
 
 Method = Literal["create", "start", "stop", "remove", "exec", "namespace"]
 Hook = Callable[[Method, str, Literal["before", "after"]], None]
-"""Called around every call that changes something, with the container's id; it may raise, as a crash would."""
+"""Called around every call that changes something, with the container's id; may raise, as a crash would."""
 
 
 @attrs.define
