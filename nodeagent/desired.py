@@ -170,6 +170,11 @@ class Desired:
             self._dirty = False
 
     @property
+    def dirty(self) -> bool:
+        """Whether something was taken that is not durable yet."""
+        return self._whole or self._dirty
+
+    @property
     def compact_due(self) -> bool:
         """Whether the log has grown enough for `compact`."""
         return self._log_bytes > max(COMPACT_BYTES, self._state_bytes)

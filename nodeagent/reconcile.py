@@ -38,7 +38,7 @@ from nodeagent.ops import (
     StartContainer,
     StopContainer,
 )
-from nodeagent.target import ENDED, FORWARDING, target, troubles
+from nodeagent.target import ENDED, FORWARDING, troubles
 
 FIRST_RETRY: Final = 0.5
 LAST_RETRY: Final = 30.0
@@ -78,6 +78,8 @@ class Reconciler:
     Attributes:
         observed: The picture of the host.
         writes: Operations sent to the helper so far.
+        looks: How often the whole host was read.
+        look_seconds: How long the last time took.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Reconciler:
     ) -> None:
         self.observed = HostState()
         self.writes = 0
+        self.looks = 0
         self.look_seconds = 0.0
         self._helper = helper
         self._facts = facts
@@ -165,6 +168,7 @@ class Reconciler:
         began = self._monotonic()
         self.observed = self._helper.observe()
         self.look_seconds = self._monotonic() - began
+        self.looks += 1
         self._stale = False
         self._scope = None
         for identifier, asked in list(self._asked.items()):
@@ -227,10 +231,7 @@ class Reconciler:
             return ()
         self._keep_found(operations)
         self.writes += len(operations)
-        try:
-            results = self._helper.apply(operations)
-        except KernelError as refusal:
-            results = (str(refusal),) * len(operations)
+        results = self._sent(operations)
         for operation, error in zip(operations, results, strict=True):
             if error:
                 self._failure(operation, error)
@@ -247,14 +248,37 @@ class Reconciler:
                 self.observed = after(operation, self.observed)
         return results
 
+    def _sent(self, operations: Sequence[Op]) -> tuple[str, ...]:
+        """Have operations done. Where the helper refuses them all for one, the others are not lost."""
+        try:
+            return self._helper.apply(operations)
+        except KernelError as refusal:
+            groups = {getattr(operation, "container", "") for operation in operations}
+            if len(groups) == 1:
+                return (str(refusal),) * len(operations)
+        results: dict[int, str] = {}
+        # The host's first: its rules guard every container's link.
+        for group in sorted(groups):
+            places = [n for n, op in enumerate(operations) if getattr(op, "container", "") == group]
+            if group and any(results[n] for n in results if not getattr(operations[n], "container", "")):
+                texts: Sequence[str] = [f"{NOT_TRIED}the host itself is not as it should be"] * len(places)
+            else:
+                texts = self._sent([operations[n] for n in places])
+            results.update(zip(places, texts, strict=True))
+        return tuple(results[n] for n in range(len(operations)))
+
     def _keep_found(self, operations: Sequence[Op]) -> None:
         """Remember how a setting of the whole host was before we change it for the first time."""
         for operation in operations:
             if isinstance(operation, SetSysctl) and operation.path == FORWARDING:
                 before = self.observed.sysctls.get(FORWARDING)
-                if before is not None and FORWARDING not in self._found:
-                    self._found[FORWARDING] = before
+                if before is None or FORWARDING in self._found:
+                    continue
+                self._found[FORWARDING] = before
+                try:
                     self._remember(self._found)
+                except OSError as failure:
+                    self._log.warning("what was found cannot be kept", error=str(failure))
 
     def _removed(self) -> bool:
         """The node was removed: take everything out."""
@@ -313,6 +337,10 @@ class Reconciler:
     @property
     def deadline(self) -> float | None:
         """When (monotonic) `work` or `settled` has something new to say by itself; None: never."""
+        if self._desired is None:
+            return None
+        if self._scope is None or self._scope:
+            return self._monotonic()
         times = [asked.at + HOLD for asked in self._asked.values() if self._holds(asked)]
         if self._retry_at is not None:
             times.append(self._retry_at)
@@ -352,12 +380,10 @@ class Reconciler:
             if identifier in self._desired.containers
         )
 
-    def remaining(self) -> bool:
-        """Tell whether observed and desired still differ, by comparing the whole."""
-        if self._desired is None:
-            return False
-        wanted = target(self._desired, self._facts, self.observed, self._wall(), found=self._found)
-        return bool(diff(wanted, self.observed, self._desired.containers))
+    def may_write(self, identifier: str) -> bool:
+        """Tell whether a container's command may still write output."""
+        seen = self.observed.containers.get(identifier)
+        return identifier in self._asked or (seen is not None and seen.state not in ENDED)
 
     # --- remembering --------------------------------------------------------------------------------
 

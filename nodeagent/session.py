@@ -157,6 +157,11 @@ class BrokerSession:
             frozenset(key for key, events in found.items() if events & ~zmq.POLLIN),
         )
 
+    def postpone(self, reason: str) -> None:
+        """End the session, and begin the next one late: the broker will not change its mind at once."""
+        self._pause = LAST_PAUSE
+        self._end(reason)
+
     def close(self, *, farewell: bool = False) -> None:
         """End the session for good. With `farewell`, what was sent gets two seconds to leave."""
         self._drop(FAREWELL_MILLISECONDS if farewell else 0)
