@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import attrs
@@ -14,7 +14,6 @@ from firewall_rules import names
 from netctl.model import mac_of
 from nodeagent.kernel.base import Kernel, KernelOp, Links
 from nodeagent.kernel.fake import FACTS, FakeKernel
-from nodeagent.kernel.linux import LinuxKernel
 from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
 from nodeagent.ops import (
     DeleteBridge,
@@ -28,6 +27,7 @@ from nodeagent.ops import (
     SetSysctl,
     SetTunnel,
 )
+from tests.support.kernels import KernelIn
 from tests.support.netns import Namespace, address, veth, wait_for
 
 BRIDGE = Bridge("10.1.0.1/16", 1450, mac_of("10.1.0.1"))
@@ -65,34 +65,13 @@ class FakeNode:
         del self.containers[container]
 
 
-class _Inside:
-    """A real kernel whose own namespace is one of the test's."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
-        with namespace.entered():
-            self.kernel = LinuxKernel()
-
-    def facts(self, underlay: str | None) -> object:
-        with self._namespace.entered():
-            return self.kernel.facts(underlay)
-
-    def observe(self, namespaces: Mapping[str, int]) -> Links:
-        with self._namespace.entered():
-            return self.kernel.observe(namespaces)
-
-    def apply(self, operations: Sequence[KernelOp], namespaces: Mapping[str, int]) -> list[str]:
-        with self._namespace.entered():
-            return self.kernel.apply(operations, namespaces)
-
-
 class LinuxNode:
     def __init__(self, make: Callable[[], Namespace]) -> None:
         self.namespace = make()
         far = make()
         veth(self.namespace, FACTS.underlay_device, far, "eth0")
         address(self.namespace, FACTS.underlay_device, f"{FACTS.underlay}/24")
-        self.kernel = _Inside(self.namespace)
+        self.kernel = KernelIn(self.namespace)
         self.containers: dict[str, int] = {}
         self._make = make
         self._namespaces: dict[str, Namespace] = {}
@@ -116,7 +95,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
         yield FakeNode()
         return
     linux = LinuxNode(request.getfixturevalue("namespaces"))
-    with contextlib.closing(linux.kernel.kernel):
+    with contextlib.closing(linux.kernel):
         yield linux
 
 
