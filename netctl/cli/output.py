@@ -111,6 +111,8 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, str | int):
         return printable(str(value))
+    if isinstance(value, float):
+        return f"{value:.1f}"
     if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
         return printable(", ".join(value)) or "-"
     return printable(to_json(value))

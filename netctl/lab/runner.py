@@ -223,14 +223,16 @@ class _Lab:
 
     def _prepare_broker(self) -> int:
         """Make the broker's directory if there is none yet; return whom it runs as."""
-        directory = self._root / "broker"
+        directory, file = self._root / "broker", self._root / "user" / "invite"
+        if not identity_file(self._root).exists() and not file.exists():
+            # Nobody can have joined what an interrupted start may have left.
+            shutil.rmtree(directory, ignore_errors=True)
         if not directory.exists():
             text = service.init(
                 directory,
                 listen=(self._plan.broker_endpoint, f"ipc://{self._plan.socket}"),
                 advertise=(self._plan.broker_endpoint,),
             )
-            file = self._root / "user" / "invite"
             file.touch(mode=0o600)
             file.write_text(text, encoding="ascii")
         user = confine.broker_user(self._root)
