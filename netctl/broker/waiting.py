@@ -120,7 +120,7 @@ class Waiting(Generic[Ticket]):
     def drop(self, ticket: Ticket) -> None:
         """Wait no longer, since nobody is there to be answered."""
         wait = self._waits.pop(ticket, None)
-        for node in wait.missing if wait is not None else ():
+        for node in wait.promise.nodes if wait is not None else ():
             self._unlist(node, ticket)
 
     def overdue(self, now: float) -> list[tuple[Ticket, Failure]]:
