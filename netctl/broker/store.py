@@ -7,7 +7,8 @@ brought up to date by the migrations beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -186,7 +187,7 @@ class Store:
         """
         try:
             alembic.command.upgrade(self._migrations(), "head")
-            with self._connection.begin():
+            with self._transaction():
                 row = attrs.asdict(meta) | {"id": 1, "closed": _pack(meta.closed)}
                 self._connection.execute(sa.insert(schema.META), row)
                 self._write(changes)
@@ -202,7 +203,7 @@ class Store:
         config = self._migrations()
         script = alembic.script.ScriptDirectory.from_config(config)
         try:
-            with self._connection.begin():
+            with self._transaction():
                 found = MigrationContext.configure(self._connection).get_current_revision()
             known = {revision.revision for revision in script.walk_revisions()}
             if found not in known:
@@ -222,7 +223,7 @@ class Store:
             InvalidError: Something in it is not as this program writes it.
         """
         try:
-            with self._connection.begin():
+            with self._transaction():
                 row = dict(self._connection.execute(sa.select(schema.META)).mappings().one())
                 del row["id"]
                 meta = Meta(**row | {"closed": _unpack(row["closed"], tuple[str, ...])})
@@ -269,7 +270,7 @@ class Store:
         }
         remembered = [_fields(answer) for answer in answers]
         try:
-            with self._connection.begin():
+            with self._transaction():
                 if self._connection.execute(_FENCE, fence).rowcount != 1:
                     raise FencedError(
                         "another broker has taken over this store", "stop this one, or the other"
@@ -299,7 +300,7 @@ class Store:
         )
         old = sa.or_(schema.ANSWERS.c.created_at < before, schema.ANSWERS.c.created_at <= newest)
         try:
-            with self._connection.begin():
+            with self._transaction():
                 self._connection.execute(sa.delete(schema.ANSWERS).where(old))
         except SQLAlchemyError as error:
             raise _unwritable(error) from error
@@ -317,11 +318,23 @@ class Store:
             .values(closed=_pack(closed), revision=before[1] + 1)
         )
         try:
-            with self._connection.begin():
+            with self._transaction():
                 if self._connection.execute(statement).rowcount != 1:
                     raise FencedError("another broker has taken over this store", "stop the other one")
         except SQLAlchemyError as error:
             raise _unwritable(error) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            with self._connection.begin():
+                yield
+        except BaseException:
+            # A COMMIT that fails leaves SQLite within its transaction (https://sqlite.org/lang_transaction.html).
+            driver: Any = self._connection.connection.driver_connection
+            if driver.in_transaction:
+                driver.rollback()
+            raise
 
     def _write(self, changes: Iterable[Change]) -> None:
         """Write the last change of every record: deletions first, for what is unique among records."""
