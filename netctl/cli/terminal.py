@@ -78,8 +78,9 @@ class _Pump:
             self._take_in()
             if self._end is not None and not self._output:
                 return self._status(self._end)
-            self._send_input()
-            self._wait()
+            if not self._send_input():
+                # Only straight after having received everything does the client's descriptor tell of more.
+                self._wait()
 
     def _take_in(self) -> None:
         """Receive all there is, unless what came before is not written yet: then credit holds it back."""
@@ -99,9 +100,12 @@ class _Pump:
             elif self._stream.window == window:
                 return
 
-    def _send_input(self) -> None:
-        if self._end is None and self._input:
-            self._input = self._input[self._stream.send(self._input) :]
+    def _send_input(self) -> bool:
+        """Send what there is as far as its receiver gave credit; return whether that was anything."""
+        if self._end is not None or not self._input or not self._stream.window:
+            return False
+        self._input = self._input[self._stream.send(self._input) :]
+        return True
 
     def _wait(self) -> None:
         poller = select.poll()
