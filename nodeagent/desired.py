@@ -114,6 +114,13 @@ class Desired:
         if damage:
             self._set_aside(damage)
 
+    def peek(self) -> None:
+        """Read what is held, and touch nothing: an agent may be writing. What does not fit is nothing."""
+        try:
+            self.held = self._read(repair=False)
+        except (_DamagedError, OSError):
+            self.held = None
+
     def _set_aside(self, damage: str) -> None:
         aside = [path for path in (self._state, self._log) if path.exists()]
         for path in aside:
@@ -224,7 +231,7 @@ class Desired:
         self._log_bytes += len(record)
         self._dirty = True
 
-    def _read(self) -> Held | None:
+    def _read(self, *, repair: bool = True) -> Held | None:
         if not self._state.exists():
             if self._log.exists():
                 raise _DamagedError("there are updates and no state they follow")
@@ -232,9 +239,9 @@ class Desired:
         stored = _decoded(_bounded(self._state, MAX_STATE_BYTES))
         self._state_bytes = self._state.stat().st_size
         held = Held(stored.epoch, stored.revision, DesiredIndex.of(stored.state))
-        return self._replayed(held) if self._log.exists() else held
+        return self._replayed(held, repair=repair) if self._log.exists() else held
 
-    def _replayed(self, held: Held) -> Held:
+    def _replayed(self, held: Held, *, repair: bool) -> Held:
         data = _bounded(self._log, MAX_LOG_BYTES)
         offset = 0
         while len(data) - offset >= _RECORD.size:
@@ -248,7 +255,7 @@ class Desired:
                     raise _DamagedError(f"revision {update.revision} does not follow {held.revision}")
                 held = Held(update.epoch, update.revision, held.index.advanced(update.delta))
             offset += _RECORD.size + length
-        if offset < len(data):
+        if offset < len(data) and repair:
             self._logger.warning("an update was cut short by a crash and is dropped", path=str(self._log))
             os.truncate(self._log, offset)
         self._log_bytes = offset

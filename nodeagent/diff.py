@@ -160,12 +160,16 @@ def diff(wanted: HostState, observed: HostState, placed: Mapping[str, PlacedCont
     )
 
 
-def removal(observed: HostState) -> tuple[Op, ...]:
+def removal(observed: HostState, found: Mapping[str, str]) -> tuple[Op, ...]:
     """Return the operations that take everything of ours out of the host.
 
-    The tables are deleted even if none is seen: one that was damaged is not.
+    The tables are deleted even if none is seen: a damaged one is not.
+
+    Args:
+        observed: What is there.
+        found: Settings of the host, by path, as they were before us.
     """
-    operations = diff(HostState(), observed, {})
+    operations = diff(HostState(sysctls=found), observed, {})
     return operations if observed.host_policy is not None else (*operations, DeleteHostRules())
 
 

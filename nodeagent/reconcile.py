@@ -24,7 +24,7 @@ from netctl.model import ContainerStatus
 from netctl.wire.messages import NodeError
 from nodeagent.after import after, with_container
 from nodeagent.desired_index import DesiredIndex, Scope, united
-from nodeagent.diff import diff, plan, removal
+from nodeagent.diff import plan
 from nodeagent.helper_client import Event, Helper
 from nodeagent.helper_messages import ContainerChanged, Drifted
 from nodeagent.kernel_state import EngineContainer, HostFacts, HostState
@@ -38,6 +38,7 @@ from nodeagent.ops import (
     StartContainer,
     StopContainer,
 )
+from nodeagent.removal import take_out
 from nodeagent.target import ENDED, FORWARDING, troubles
 
 FIRST_RETRY: Final = 0.5
@@ -47,7 +48,6 @@ PATIENCE: Final = 30.0
 """Seconds after which an engine that did not answer is asked again."""
 HOLD: Final = 8.0
 """Seconds a start may take before what else was wanted is reported as done without it."""
-REMOVAL_TRIES: Final = 3
 MAX_ERRORS: Final = 1024
 """Errors in one report (`netctl.wire.messages.Applied`)."""
 NOT_TRIED: Final = "not tried: "
@@ -282,36 +282,17 @@ class Reconciler:
 
     def _removed(self) -> bool:
         """The node was removed: take everything out."""
-        self._scope = Scope()
         self._failed.clear()
-        left = self.take_out()
-        for text in left:
+        taken = take_out(self._helper, self._found)
+        self.observed = taken.observed
+        self.writes += taken.writes
+        self._scope = Scope()
+        self._asked.clear()
+        for text in taken.left:
             self._note(NodeError("", text, "see what is left with `ip link` and `nft list tables`"))
-        if left:
+        if taken.left:
             self._try_later()
-        return not left
-
-    def take_out(self) -> tuple[str, ...]:
-        """Take everything of ours out of the host; return what could not be done.
-
-        Raises:
-            KernelError: The host cannot be read.
-            UnavailableError: The helper is gone.
-        """
-        errors: tuple[str, ...] = ()
-        for _ in range(REMOVAL_TRIES):
-            self.look()
-            self._scope = Scope()
-            restored = diff(HostState(sysctls=self._found), self.observed, {})
-            operations = (*removal(self.observed), *(op for op in restored if isinstance(op, SetSysctl)))
-            self.writes += len(operations)
-            results = self._helper.apply(operations)
-            errors = tuple(error for error in results if error)
-            self.look()
-            self._scope = Scope()
-            if not errors and not diff(HostState(sysctls=self._found), self.observed, {}):
-                return ()
-        return errors or ("something of ours comes back after it was removed",)
+        return not taken.left
 
     # --- what is left -------------------------------------------------------------------------------
 
