@@ -5,9 +5,7 @@ Wiring:
     LabSpec --> topology.plan --> ip -batch ............. namespaces, links, addresses
                        |
                        +--------> spawn broker ---------> its socket answers
-                       |              invites -> nodeagent join, all at once
-                       +--------> spawn node agents ----> the broker says they are ready
-"""
+                   X"""
 
 from __future__ import annotations
 
@@ -199,11 +197,12 @@ class _Lab:
         if "broker" in missing:
             self._start("broker")
         with self._client() as client:
-            fresh = [name for name in self._plan.nodes if not self._joined(name)]
-            self._join(client, fresh)
-            for name in missing:
-                if name != "broker":
-                    self._start(name)
+            for name in (name for name in missing if name != "broker"):
+                # One after the other, so that n1 has the first block, n2 the second; the agents that have
+                # joined come up meanwhile.
+                if not self._joined(name):
+                    self._join(client, name)
+                self._start(name)
             self._wait_ready(client)
         return self.status()
 
@@ -263,21 +262,18 @@ class _Lab:
     def _joined(self, name: str) -> bool:
         return (self._root / name / "state" / "identity").exists()
 
-    def _join(self, client: Client, names: Sequence[str]) -> None:
-        """Enrol nodes, all at once.
+    def _join(self, client: Client, name: str) -> None:
+        """Enrol a node.
 
         Raises:
-            UnavailableError: One did not join; the message has its last words.
+            UnavailableError: It did not join; the message has its last words.
         """
-        commands = {}
-        for name in names:
-            made = client.request(CreateInvite("node", name))
-            if not isinstance(made, InviteCreated):
-                raise UnavailableError("the broker made no invite", "see its log")
-            commands[name] = topology.join_command(self._plan, name, made.invite)
-        for name, status in self._run_on_nodes(commands, START_TIMEOUT, "the nodes to join").items():
-            if status != 0:
-                raise self._failed(name, "could not join")
+        made = client.request(CreateInvite("node", name))
+        if not isinstance(made, InviteCreated):
+            raise UnavailableError("the broker made no invite", "see its log")
+        command = {name: topology.join_command(self._plan, name, made.invite)}
+        if self._run_on_nodes(command, START_TIMEOUT, f"{name} to join")[name] != 0:
+            raise self._failed(name, "could not join")
 
     def _run_on_nodes(
         self, commands: Mapping[str, Sequence[str]], seconds: float, what: str

@@ -237,11 +237,12 @@ def _agent(spec: LabSpec, host: Host) -> Program:
 
 def join_command(topology: Topology, node: str, invite: str) -> tuple[str, ...]:
     """Return how a node is enrolled."""
-    state = topology.spec.root / node / "state"
+    root = topology.spec.root
     return (
         "nodeagent", "join", invite,
         "--name", node,
-        "--dir", str(state),
+        "--dir", str(root / node / "state"),
+        "--run-dir", str(root / node / "run"),
         "--underlay", topology.hosts[node].address,
     )  # fmt: skip
 
