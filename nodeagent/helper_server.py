@@ -121,11 +121,7 @@ class HelperServer:
         self._next_look = clock() + DRIFT_SECONDS
 
     def serve(self) -> None:
-        """Serve until the agent's socket closes.
-
-        Raises:
-            ProtocolError: What the agent sends is no message at all.
-        """
+        """Serve until the agent's socket closes."""
         try:
             while True:
                 self._outbox.deliver(self._socket)
@@ -169,9 +165,11 @@ class HelperServer:
             self._outbox.add(Drifted(what))
 
     def _serve_one(self) -> None:
-        request, _ = helper_wire.receive(self._socket, descriptors=False)
         try:
+            request, _ = helper_wire.receive(self._socket, descriptors=False)
             answer, descriptors = self._answer(request)
+        except UnavailableError:
+            raise
         except (NetctlError, FirewallError, OSError) as error:
             answer, descriptors = Refused(str(error)[:4096]), ()
         try:

@@ -1,0 +1,206 @@
+"""What the privileged child refuses, one value at a time, with the untouched operation as control."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+
+from firewall_rules import names
+from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding, TunnelPolicy
+from netctl.errors import InvalidError
+from netctl.model import Workload, mac_of
+from nodeagent.helper_checks import OperationChecks
+from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
+from nodeagent.ops import (
+    OPS,
+    CreateContainer,
+    DeleteBridge,
+    DeleteHostRules,
+    DeletePort,
+    DeleteRoute,
+    DeleteTunnel,
+    Op,
+    RemoveContainer,
+    SetBridge,
+    SetContainerRules,
+    SetEnd,
+    SetHostRules,
+    SetPort,
+    SetRoute,
+    SetSysctl,
+    SetTunnel,
+    StartContainer,
+    StopContainer,
+    UpdateContainerRules,
+    UpdateHostRules,
+)
+
+ID = "0123456789abcdef0123456789abcdef"
+MAC = mac_of("10.1.0.2")
+END = ContainerEnd("10.1.0.2/16", "10.1.0.1", 1450, MAC)
+TUNNEL = Tunnel("nct0a020000", "vxlan", "192.0.2.1", "192.0.2.2", 1450, 7, 4789, MAC)
+OPENING = Opening("10.2.0.2", "tcp", 5432, 2_000_000_000.0)
+PAIR = Pair("10.1.0.2", "10.2.0.2", 2_000_000_000.0)
+BINDING = PortBinding(names.port_device(ID), MAC, "10.1.0.2")
+TUNNEL_POLICY = TunnelPolicy("nct0a020000", "10.2.0.0/16", "vxlan", "192.0.2.2", 7)
+CONTAINER_POLICY = ContainerPolicy(
+    "10.1.0.2",
+    "10.1.0.1",
+    resolver="10.1.0.1",
+    closed=frozenset({"192.0.2.0/24"}),
+    inbound=frozenset({OPENING}),
+    outbound=frozenset({OPENING}),
+)
+HOST_POLICY = HostPolicy(
+    names.BRIDGE,
+    "10.1.0.1",
+    "10.1.0.0/16",
+    "10.0.0.0/8",
+    resolver="10.1.0.1",
+    closed=frozenset({"192.0.2.0/24"}),
+    bindings=frozenset({BINDING}),
+    pairs=frozenset({PAIR}),
+    tunnels=frozenset({TUNNEL_POLICY}),
+)
+
+GOOD: tuple[Op, ...] = (
+    SetSysctl("net/ipv4/ip_forward", "1"),
+    SetSysctl("net/ipv4/conf/nct0a020000/rp_filter", "1"),
+    SetSysctl("net/ipv6/conf/netctl0/disable_ipv6", "1"),
+    SetBridge(Bridge("10.1.0.1/16", 1450, MAC)),
+    DeleteBridge(),
+    SetTunnel(TUNNEL),
+    DeleteTunnel("nct0a020000"),
+    SetRoute(Route("10.2.0.0/16", "nct0a020000", "10.1.0.1", "10.2.0.1", MAC, 1400)),
+    SetRoute(Route("10.2.0.0/16", "eth0", "10.1.0.1", "192.0.2.2")),
+    DeleteRoute("10.2.0.0/16"),
+    SetHostRules(HOST_POLICY),
+    UpdateHostRules((BINDING,), (BINDING,), (PAIR,), (PAIR,), (TUNNEL_POLICY,), (TUNNEL_POLICY,)),
+    DeleteHostRules(),
+    CreateContainer(ID, "web", "10.1.0.2", Workload("process", ("sleep", "1"), (("A", "b"),))),
+    SetContainerRules(ID, CONTAINER_POLICY),
+    UpdateContainerRules(ID, (OPENING,), (OPENING,), (OPENING,), (OPENING,)),
+    SetPort(ID, ContainerPort(names.port_device(ID), 1450), END),
+    SetEnd(ID, END),
+    DeletePort(names.port_device(ID)),
+    StartContainer(ID, 1),
+    StopContainer(ID),
+    RemoveContainer(ID),
+)
+
+BAD_TEXT: dict[str, tuple[str, ...]] = {
+    "path": ("kernel/core_pattern", "net/ipv4/conf/eth0/rp_filter", "net/ipv4/ip_forward/../../x"),
+    "value": ("3", "", "1 "),
+    "mac": ("6e:63", MAC.upper(), MAC + "\n"),
+    "via_mac": ("6e:63",),
+    "device": ("eth0.5", "lo", "netctl0", "nct/../x", "ncp0123456789ab ", "nct0a020000\n"),
+    "encapsulation": ("none", "ipip"),
+    "local": ("::1", "192.0.2.01", "192.0.2.1\n"),
+    "remote": ("example.org",),
+    "outer": ("192.0.2.256",),
+    "source": ("10.1.0.1/16", ""),
+    "via": ("10.2.0",),
+    "block": ("0.0.0.0/0", "10.2.0.1/16", "10.0.0.0/7", "fe80::/64"),
+    "supernet": ("10.0.0.0",),
+    "container": ("web", ID.upper(), ID + "0", "../" + ID[3:]),
+    "name": ("Web", "-web", "a" * 64, "web\n", "a/b"),
+    "gateway": ("", "10.1.0.1/16"),
+    "resolver": ("dns",),
+    "bridge": ("docker0",),
+    "peer": ("10.2.0.0/16",),
+    "one": ("10.1.0.2.3",),
+    "other": ("x",),
+    "workdir": ("/\0",),
+}
+BAD_NUMBERS = (-1, 2**70)
+
+
+def _worse(value: Any, field: str = "") -> list[Any]:  # noqa: PLR0911 - one for each kind of value
+    """Return `value` made bad in one place, in every way there is."""
+    if attrs.has(type(value)):
+        return [
+            attrs.evolve(value, **{one.name: bad})
+            for one in attrs.fields(type(value))
+            for bad in _worse(
+                getattr(value, one.name),
+                "interface" if one.name == "address" and "/" in str(value.address) else one.name,
+            )
+        ]
+    if isinstance(value, tuple | frozenset):
+        if field in ("argv", "env"):
+            return [("a\0b",)] if field == "argv" else [(("A", "b\0"),)]
+        if field == "closed":
+            return [frozenset({"192.0.2.0"}), frozenset({"drop;"})]
+        return [type(value)((bad,)) for good in value for bad in _worse(good)]
+    if field in ("address", "interface"):
+        return [
+            "10.1.0.2/33",
+            "10.1.0.2/",
+            "10.1.0",
+            "10.1.0.2\n",
+            "10.1.0.2/16" if field == "address" else "10.1.0.2",
+        ]
+    if isinstance(value, str):
+        return list(BAD_TEXT.get(field, ()))
+    if isinstance(value, float):
+        return [float("nan"), float("inf"), -1.0]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return list(BAD_NUMBERS)
+    return []
+
+
+@pytest.fixture
+def checks() -> OperationChecks:
+    return OperationChecks(lambda: "eth0")
+
+
+@pytest.mark.parametrize("operation", GOOD, ids=repr)
+def test_good_operations_pass(checks: OperationChecks, operation: Op) -> None:
+    checks.check(operation)
+
+
+def test_every_kind_is_among_the_good() -> None:
+    assert {type(operation) for operation in GOOD} == set(OPS.values())
+
+
+@pytest.mark.parametrize("operation", GOOD, ids=repr)
+def test_each_value_made_bad_is_refused(checks: OperationChecks, operation: Op) -> None:
+    worse = _worse(operation)
+    assert worse or not attrs.fields(type(operation))
+    for bad in worse:
+        if isinstance(bad, SetRoute) and bad.route.via == "":
+            continue
+        assert _is_refused(checks, bad), f"passed: {bad}"
+
+
+def _is_refused(checks: OperationChecks, operation: Op) -> bool:
+    try:
+        checks.check(operation)
+    except InvalidError:
+        return True
+    return False
+
+
+def test_port_belongs_to_its_container(checks: OperationChecks) -> None:
+    with pytest.raises(InvalidError, match="port of this container"):
+        checks.check(SetPort(ID, ContainerPort("ncpffffffffffff", 1450), END))
+
+
+def test_underlay_is_no_device_of_ours_until_it_is_known() -> None:
+    route = SetRoute(Route("10.2.0.0/16", "eth0", "10.1.0.1", "192.0.2.2"))
+    with pytest.raises(InvalidError):
+        OperationChecks(lambda: "").check(route)
+    with pytest.raises(InvalidError):
+        OperationChecks(lambda: "").check(attrs.evolve(route, route=attrs.evolve(route.route, device="")))
+    with pytest.raises(InvalidError):
+        OperationChecks(lambda: "eth1").check(route)
+
+
+def test_links_of_older_versions_may_be_deleted(checks: OperationChecks) -> None:
+    checks.check(DeletePort("ncpold"))
+    checks.check(DeleteTunnel("nct-x"))
+    for other in ("eth0", "docker0", "netctl0", "ncp" + "x" * 13):
+        with pytest.raises(InvalidError):
+            checks.check(DeletePort(other))
