@@ -62,7 +62,7 @@ class Story:
 
     def _title(self, text: str) -> None:
         self._console.print()
-        self._console.rule(f"[bold]{escape(text)}", align="left")
+        self._console.print(f"== {escape(text)}", style="bold", soft_wrap=True)
 
     def _check(self, what: str, *, expected: bool, actual: bool) -> None:
         """Show one observation, and stop the story if it is not what was said."""

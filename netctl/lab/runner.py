@@ -5,7 +5,10 @@ Wiring:
     LabSpec --> topology.plan --> ip -batch ............. namespaces, links, addresses
                        |
                        +--------> spawn broker ---------> its socket answers
-                   X"""
+                       |
+                       +--------> for each node: invite -> nodeagent join -> spawn its agent
+                                      ................. the broker says that all are ready
+"""
 
 from __future__ import annotations
 
