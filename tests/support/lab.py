@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import socket
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +14,6 @@ import attrs
 from tests.support.netns import Namespace, wait_for
 
 PROGRAMS = Path(sys.executable).parent
-SIOCGIFADDR = 0x8915
-"""From linux/sockios.h."""
 
 
 @attrs.frozen
@@ -113,36 +108,19 @@ class Lab:
         return self._keep(os.open(f"/run/netns/{found[0]}", os.O_RDONLY | os.O_CLOEXEC))
 
     def namespace(self, container: str) -> Namespace:
-        """Return the network namespace of a running container, known by its address."""
-        wanted = self.address(container)
-        seen: set[int] = set()
+        """Return the network namespace of a running container, as the container itself names it."""
+        wanted = self.netctl("exec", container, "--", "readlink", "/proc/self/ns/net").out.strip()
         for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
             try:
-                fd = os.open(entry / "ns" / "net", os.O_RDONLY | os.O_CLOEXEC)
+                if entry.name.isdigit() and (entry / "ns" / "net").readlink().name == wanted:
+                    return self._keep(os.open(entry / "ns" / "net", os.O_RDONLY | os.O_CLOEXEC))
             except OSError:
                 continue
-            inode = os.fstat(fd).st_ino
-            if inode not in seen and _address_of(FoundNamespace(fd), "eth0") == wanted:
-                return self._keep(fd)
-            seen.add(inode)
-            os.close(fd)
-        raise AssertionError(f"no namespace has {wanted}")
+        raise AssertionError(f"no process is in {wanted}")
 
     def _keep(self, fd: int) -> Namespace:
         self._found.append(FoundNamespace(fd))
         return self._found[-1]
-
-
-def _address_of(namespace: Namespace, link: str) -> str:
-    """Return the IPv4 address of a link, empty if it has none (netdevice(7))."""
-    with namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            answer = fcntl.ioctl(sock, SIOCGIFADDR, struct.pack("16s24x", link.encode()))
-        except OSError:
-            return ""
-    return socket.inet_ntoa(answer[20:24])
 
 
 @attrs.frozen
