@@ -1,8 +1,8 @@
 """The newest desired state, in memory and on disk.
 
 On disk there are two files. `desired.state` holds a whole state, and `desired.log` the updates since, one
-record each: ``length (4) | CRC-32 (4) | Update in MessagePack``, both numbers big-endian. An update is
-written before it is applied, and made durable before it is reported as applied, by `flush`, which may run
+record each: ``length (4) | its CRC-32 (4) | CRC-32 of what follows (4) | Update in MessagePack``, numbers
+big-endian. An update is written before it is applied, and made durable before it is reported as applied, by `flush`, which may run
 in another thread meanwhile. When the log has grown, `compact` writes a whole state and empties it.
 
 A record that was cut short by a crash was never reported, and is dropped. Anything else that does not fit
@@ -32,7 +32,8 @@ MAX_LOG_BYTES: Final = 16 * 2**20
 COMPACT_BYTES: Final = 256 * 2**10
 """Bytes of log from which it is worth a whole state, if it is longer than that too."""
 
-_RECORD = struct.Struct(">II")
+_LENGTH = struct.Struct(">I")
+_RECORD = struct.Struct(">III")
 _FORMAT: Final = 1
 
 
@@ -224,7 +225,7 @@ class Desired:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._descriptor = os.open(self._log, flags, 0o600)
             sync_directory(self._log.parent)
-        record = _RECORD.pack(len(body), zlib.crc32(body)) + body
+        record = _RECORD.pack(len(body), zlib.crc32(_LENGTH.pack(len(body))), zlib.crc32(body)) + body
         if os.write(self._descriptor, record) != len(record):
             # The disk is full. The whole state, written at the next flush, says so.
             self._whole = True
@@ -245,7 +246,9 @@ class Desired:
         data = _bounded(self._log, MAX_LOG_BYTES)
         offset = 0
         while len(data) - offset >= _RECORD.size:
-            length, checksum = _RECORD.unpack_from(data, offset)
+            length, of_length, checksum = _RECORD.unpack_from(data, offset)
+            if of_length != zlib.crc32(_LENGTH.pack(length)):
+                raise _DamagedError("an update's length is damaged")
             body = data[offset + _RECORD.size : offset + _RECORD.size + length]
             if len(body) < length:
                 break
