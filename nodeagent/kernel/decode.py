@@ -133,6 +133,12 @@ def link_name(body: bytes) -> tuple[int, str]:
     return index, _text(attributes(body, _IFINFO.size).get(_IFLA_IFNAME))
 
 
+def link_up(body: bytes) -> bool:
+    """Tell whether a link is up, without reading the rest."""
+    flags: int = _IFINFO.unpack_from(body)[3]
+    return bool(flags & UP)
+
+
 def family(body: bytes) -> int:
     """Return the address family of any of rtnetlink's messages."""
     return body[0]

@@ -161,7 +161,8 @@ def read_end(channel: Channel) -> SeenEnd | None:
     if link.kind != "veth":
         return None
     addresses = addresses_of(channel, link.index)
-    routes = (decode.route(a.body) for a in channel.dump(netlink.dump_routes()))
+    # Nothing is routed along a link that is down.
+    routes = [decode.route(a.body) for a in channel.dump(netlink.dump_routes())] if link.up else []
     gateways = (r.gateway or "-" for r in routes if r.destination == "0.0.0.0/0")
     return SeenEnd(
         index=link.index,
@@ -173,7 +174,7 @@ def read_end(channel: Channel) -> SeenEnd | None:
             mtu=link.mtu,
             mac=link.mac,
             up=link.up,
-            loopback=loopback is not None and decode.link(loopback.body).up,
+            loopback=loopback is not None and decode.link_up(loopback.body),
         ),
     )
 
