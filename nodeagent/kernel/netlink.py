@@ -391,6 +391,7 @@ def dump_addresses() -> bytes:
     return _message(ifaddrmsg, GETADDR, _DUMP, [], family=_AF_INET)
 
 
+@functools.lru_cache(maxsize=64)
 def dump_addresses_of(index: int) -> bytes:
     """Ask for the IPv4 addresses of the link of `index`."""
     return _message(ifaddrmsg, GETADDR, _DUMP, [], family=_AF_INET, index=index)
