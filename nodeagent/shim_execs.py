@@ -105,6 +105,8 @@ class Execs:
         for one in self._running.values():
             if one.owner is owner and handle in (None, one.handle) and one.kill_at is None:
                 one.kill_at = time.monotonic() + HANG_UP_AFTER
+                if one.report >= 0:
+                    self._hear(one)
                 _signal(one, signal.SIGHUP)
 
     def deadlines(self) -> list[float]:
@@ -135,7 +137,7 @@ def _signal(one: _Exec, number: signal.Signals) -> None:
     pid = one.told.get("pid")
     with contextlib.suppress(ProcessLookupError):
         if not isinstance(pid, int) or _parent_of(pid) != one.waiter:
-            # Not told yet, or not to be believed; the command dies with the process that waits for it.
+            # Not told yet, so the command has not begun (or not to be believed): it dies with its waiter.
             os.kill(one.waiter, signal.SIGKILL)
             return
         try:

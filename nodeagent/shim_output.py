@@ -8,6 +8,7 @@ skips them. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections import deque
@@ -36,13 +37,11 @@ class Output:
         if not self._marks or self._end - self._marks[-1] >= STEP:
             self._marks.append(self._end)
         record = _HEAD.pack(stream, len(data)) + data
-        try:
+        with contextlib.suppress(OSError):
             if os.pwrite(self._file, record, self._end) == len(record):
                 self._end += len(record)
             else:
                 os.ftruncate(self._file, self._end)
-        except OSError:
-            os.ftruncate(self._file, self._end)
         self._give_back()
 
     def _give_back(self) -> None:

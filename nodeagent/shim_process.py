@@ -178,12 +178,16 @@ def _enter(command: Command, first_process: int, streams: Streams, *, tty: bool)
     _arrange(streams)
     _drop_privileges(command)
     # This process stays outside the container's pid namespace; its child is inside.
+    told, to_tell = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         syscalls.die_with_parent(signal.SIGKILL)
+        os.close(to_tell)
+        # Not before the shim can know whom to end: what the command starts would be out of its reach.
+        os.read(told, 1)
         _become(command, tty=tty)
     _tell(_REPORT, {"pid": pid})
-    _close_all()
+    os.closerange(0, to_tell + 1)
     _, status = os.waitpid(pid, 0)
     os._exit(exit_code_of(status))
 

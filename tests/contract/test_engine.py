@@ -1,0 +1,197 @@
+"""What every container engine does alike, the fake included."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from netctl.errors import KernelError
+from nodeagent.engine.base import ExecRequest
+from tests.support.engines import (
+    EngineRig,
+    FakeRig,
+    ProcessRig,
+    made,
+    new_id,
+    running,
+    said,
+    until,
+    until_state,
+)
+
+
+@pytest.fixture(params=["fake", pytest.param("process", marks=pytest.mark.root)])
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineRig]:
+    rig: EngineRig = FakeRig() if request.param == "fake" else ProcessRig(tmp_path)
+    yield rig
+    rig.close()
+
+
+def request(stdin: int, stdout: int, argv: tuple[str, ...] = ("cat",)) -> ExecRequest:
+    return ExecRequest(argv, (), "", tty=False, stdin=stdin, stdout=stdout, stderr=stdout)
+
+
+def test_a_container_goes_from_creating_to_created_in_an_event(rig: EngineRig) -> None:
+    container = new_id()
+    rig.engine.create(container, "web", "10.1.0.2", rig.workload(container))
+    assert rig.engine.containers()[container].state == "creating"
+    with pytest.raises(KernelError):
+        rig.engine.namespace(container)
+    with pytest.raises(KernelError):
+        rig.engine.start(container, 1)
+    assert until_state(rig.engine, container, "created") == [(container, "created")]
+    assert rig.engine.namespace(container) > 0
+    assert rig.engine.containers()[container].generation == 0
+
+
+def test_creating_what_is_there_changes_nothing(rig: EngineRig) -> None:
+    container = running(rig)
+    before = rig.engine.containers()[container]
+    namespace = rig.engine.namespace(container)
+    rig.engine.create(container, "other", "10.1.0.9", rig.workload(new_id()))
+    rig.engine.dispatch(lambda *change: pytest.fail(f"changed: {change}"))
+    assert rig.engine.containers()[container] == before
+    assert rig.engine.namespace(container) == namespace
+
+
+def test_a_command_runs_and_ends_with_its_exit_code(rig: EngineRig) -> None:
+    container = made(rig)
+    rig.engine.start(container, 3)
+    until_state(rig.engine, container, "running")
+    assert rig.engine.containers()[container].generation == 3
+    assert rig.engine.containers()[container].exit_code is None
+    rig.end(container, 7)
+    until_state(rig.engine, container, "exited")
+    seen = rig.engine.containers()[container]
+    assert (seen.state, seen.generation, seen.exit_code, seen.message) == ("exited", 3, 7, "")
+
+
+def test_a_generation_runs_once(rig: EngineRig) -> None:
+    container = running(rig)
+    rig.engine.start(container, 1)
+    rig.end(container, 0)
+    until_state(rig.engine, container, "exited")
+    rig.engine.start(container, 1)
+    rig.engine.dispatch(lambda *change: pytest.fail(f"changed: {change}"))
+    assert rig.engine.containers()[container].state == "exited"
+
+
+def test_a_command_that_ended_runs_again_at_a_higher_generation_in_the_same_namespace(rig: EngineRig) -> None:
+    container = running(rig)
+    namespace = rig.engine.namespace(container)
+    rig.end(container, 0)
+    until_state(rig.engine, container, "exited")
+    assert rig.engine.namespace(container) == namespace
+    rig.engine.start(container, 2)
+    until_state(rig.engine, container, "running")
+    assert rig.engine.containers()[container].generation == 2
+    assert rig.engine.namespace(container) == namespace
+
+
+def test_a_running_command_is_not_replaced(rig: EngineRig) -> None:
+    container = running(rig)
+    with pytest.raises(KernelError, match="still runs"):
+        rig.engine.start(container, 2)
+    assert rig.engine.containers()[container].state == "running"
+
+
+def test_stop_ends_the_command_with_the_signal(rig: EngineRig) -> None:
+    container = running(rig)
+    rig.engine.stop(container)
+    assert until_state(rig.engine, container, "exited") == [(container, "exited")]
+    assert rig.engine.containers()[container].exit_code == 143
+    rig.engine.stop(container)
+    rig.engine.dispatch(lambda *change: pytest.fail(f"changed: {change}"))
+
+
+def test_a_removed_container_is_gone_at_once(rig: EngineRig) -> None:
+    container, other = running(rig), running(rig, "db", "10.1.0.3")
+    rig.engine.remove(container)
+    assert set(rig.engine.containers()) == {other}
+    with pytest.raises(KernelError):
+        rig.engine.namespace(container)
+    with pytest.raises(KernelError):
+        rig.engine.start(container, 2)
+    rig.engine.remove(container)
+    rig.engine.stop(container)
+    rig.engine.dispatch(lambda *change: pytest.fail(f"changed: {change}"))
+    assert rig.engine.containers()[other].state == "running"
+
+
+def test_output_is_kept_by_stream_and_over_starts(rig: EngineRig) -> None:
+    container = running(rig)
+    assert said(rig.engine, container) == ""
+    rig.say(container, 1, "out")
+    rig.say(container, 2, "err")
+    until(rig.engine, lambda: bool(said(rig.engine, container, 2)))
+    rig.end(container, 0)
+    until_state(rig.engine, container, "exited")
+    rig.engine.start(container, 2)
+    rig.say(container, 1, "again")
+    until(rig.engine, lambda: "again" in said(rig.engine, container))
+    assert said(rig.engine, container, 1) == "out\nagain\n"
+    assert said(rig.engine, container, 2) == "err\n"
+
+
+def test_there_is_no_output_of_what_does_not_exist(rig: EngineRig) -> None:
+    with pytest.raises(KernelError):
+        rig.engine.logs(new_id())
+
+
+def test_an_exec_needs_a_running_container(rig: EngineRig) -> None:
+    container = made(rig)
+    with pytest.raises(KernelError, match="not running"):
+        rig.engine.exec(container, request(0, 1), lambda *_: None)
+    with pytest.raises(KernelError):
+        rig.engine.exec(new_id(), request(0, 1), lambda *_: None)
+
+
+def test_a_killed_exec_ends_and_leaves_the_container(rig: EngineRig) -> None:
+    container = running(rig)
+    ended: list[tuple[int, str]] = []
+    stdin, to_stdin = os.pipe()
+    out, to_out = os.pipe()
+    handle = rig.engine.exec(container, request(stdin, to_out), lambda *end: ended.append(end))
+    for descriptor in (stdin, to_out):
+        os.close(descriptor)
+    assert ended == []
+    rig.engine.kill_exec(handle)
+    until(rig.engine, lambda: bool(ended))
+    assert ended[0][0] >= 128
+    # Nobody holds the pipe any more: it reads as ended.
+    assert os.read(out, 10) == b""
+    os.close(out)
+    os.close(to_stdin)
+    rig.engine.kill_exec(handle)
+    assert rig.engine.containers()[container].state == "running"
+    assert len(ended) == 1
+
+
+def test_removing_a_container_ends_its_execs(rig: EngineRig) -> None:
+    container = running(rig)
+    ended: list[tuple[int, str]] = []
+    stdin, to_stdin = os.pipe()
+    rig.engine.exec(container, request(stdin, 2), lambda *end: ended.append(end))
+    os.close(stdin)
+    rig.engine.remove(container)
+    until(rig.engine, lambda: bool(ended))
+    os.close(to_stdin)
+    assert ended == [(137, "")]
+
+
+def test_handles_are_not_used_twice(rig: EngineRig) -> None:
+    container = running(rig)
+    ended: list[int] = []
+    handles = []
+    with Path("/dev/null").open("r+b") as null:
+        for _ in range(3):
+            handle = rig.engine.exec(
+                container, request(null.fileno(), null.fileno(), ("sleep", "60")), lambda *_: ended.append(1)
+            )
+            handles.append(handle)
+            rig.engine.kill_exec(handle)
+    until(rig.engine, lambda: len(ended) == 3)
+    assert len(set(handles)) == 3
