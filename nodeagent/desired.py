@@ -2,8 +2,9 @@
 
 On disk there are two files. `desired.state` holds a whole state, and `desired.log` the updates since, one
 record each: ``length (4) | its CRC-32 (4) | CRC-32 of what follows (4) | Update in MessagePack``, numbers
-big-endian. An update is written before it is applied, and made durable before it is reported as applied, by `flush`, which may run
-in another thread meanwhile. When the log has grown, `compact` writes a whole state and empties it.
+big-endian. An update is written before it is applied, and made durable before it is reported as applied,
+by `flush`, which may run in another thread meanwhile. When the log has grown, `compact` writes a whole
+state and empties it.
 
 A record that was cut short by a crash was never reported, and is dropped. Anything else that does not fit
 is damage: both files are set aside as ``*.corrupt`` and the state is fetched anew, since going on from an

@@ -69,7 +69,7 @@ class LocalHelper:
 
     def open_exec(self, request: OpenExec) -> tuple[int, tuple[int, ...]]:
         """See `Helper`."""
-        return self._execs.open(request, self._events.append)
+        return self._execs.open(request, lambda event: self._events.append(event))
 
     def kill_exec(self, handle: int) -> None:
         """See `Helper`."""

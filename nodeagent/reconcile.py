@@ -190,16 +190,18 @@ class Reconciler:
         try:
             if self._stale:
                 self.look()
-            if self._pass() or fresh:
-                return
-            # The picture of the host may be old: look once, and try again at once.
-            self.doubt()
-            self.look()
-            self._pass()
+            clean = self._pass()
+            if not clean and not fresh:
+                # The picture of the host may be old: look once, and try again at once.
+                self.doubt()
+                self.look()
+                clean = self._pass()
         except KernelError as error:
             self._note(NodeError("", f"cannot read this host's state: {error.message}", error.remedy))
             self._stale = True
             self._scope = Scope()
+            clean = False
+        if not clean:
             self._try_later()
 
     def _pass(self) -> bool:
@@ -219,9 +221,7 @@ class Reconciler:
             self._failed.clear()
         results = self._apply(operations)
         clean = all(not error for error in results)
-        if not clean:
-            self._try_later()
-        elif everything:
+        if clean and everything:
             self._retry_at = None
             self._retry_delay = FIRST_RETRY
         return clean
@@ -290,8 +290,6 @@ class Reconciler:
         self._asked.clear()
         for text in taken.left:
             self._note(NodeError("", text, "see what is left with `ip link` and `nft list tables`"))
-        if taken.left:
-            self._try_later()
         return not taken.left
 
     # --- what is left -------------------------------------------------------------------------------
