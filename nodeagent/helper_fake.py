@@ -69,7 +69,7 @@ class LocalHelper:
 
     def open_exec(self, request: OpenExec) -> tuple[int, tuple[int, ...]]:
         """See `Helper`."""
-        return self._execs.open(request, lambda event: self._events.append(event))
+        return self._execs.open(request, self._events.append)
 
     def kill_exec(self, handle: int) -> None:
         """See `Helper`."""
@@ -88,7 +88,8 @@ class LocalHelper:
             self._events.append(Drifted(drift))
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 4096)
-        events, self._events = self._events, []
+        events = self._events.copy()
+        self._events.clear()
         return events
 
     def wake(self) -> None:
