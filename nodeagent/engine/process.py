@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -84,11 +85,15 @@ class ProcessEngine:
         """
         self._directory = state_directory.absolute() / "containers"
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Three descriptors for each container: more than the usual soft limit, made for select(2), lets us.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._root = root
         self._masked = (state_directory.absolute(), *masked)
         self._cgroups = Cgroups() if cgroups is None else cgroups
         self._links: dict[str, ShimLink] = {}
         self._seen: dict[str, EngineContainer] = {}
+        self._unconnected: set[str] = set()
         self._by_socket: dict[int, ShimLink] = {}
         self._children: dict[int, int] = {}
         self._execs: dict[int, _Exec] = {}
@@ -101,6 +106,15 @@ class ProcessEngine:
 
     def containers(self) -> Mapping[str, EngineContainer]:
         """See `Engine`."""
+        for link in [self._links[container] for container in self._unconnected]:
+            # Its shim lived but took no connection; it may by now, or be gone.
+            if link.doomed:
+                continue
+            if not link.connect():
+                self._forget(link)
+                self._settle(link, _no_one)
+            elif link.sock is not None:
+                self._adopt(link)
         return MappingProxyType(self._seen)
 
     def namespace(self, container: str) -> int:
@@ -256,7 +270,10 @@ class ProcessEngine:
     def _adopt(self, link: ShimLink) -> None:
         self._links[link.container] = link
         self._seen[link.container] = link.seen
-        if link.sock is not None:
+        if link.sock is None:
+            self._unconnected.add(link.container)
+        else:
+            self._unconnected.discard(link.container)
             self._by_socket[link.sock.fileno()] = link
             self._epoll.register(link.sock.fileno(), select.EPOLLIN)
 
@@ -363,6 +380,7 @@ class ProcessEngine:
         self._unwatch(link)
         link.close()
         self._links.pop(link.container, None)
+        self._unconnected.discard(link.container)
         self._seen.pop(link.container, None)
 
     def _unwatch(self, link: ShimLink) -> None:

@@ -84,15 +84,20 @@ class ShimLink:
     doomed: bool = False
 
     def connect(self) -> bool:
-        """Connect to the shim; return whether there is one. It lives if anyone listens."""
+        """Connect to the shim; return whether there is one. It lives if anyone listens.
+
+        One that lives but takes no connection (it is stopped, say) is left alone, without a connection.
+        """
         self.disconnect()
         with contextlib.ExitStack() as undo:
             sock = undo.enter_context(_seqpacket())
             try:
                 with _short_path(self.directory) as path:
                     sock.connect(path)
-            except OSError:
+            except (ConnectionRefusedError, FileNotFoundError):
                 return False
+            except BlockingIOError:
+                return True
             self.sock = sock
             undo.pop_all()
         return True

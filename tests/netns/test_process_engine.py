@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -651,6 +652,45 @@ def test_a_host_that_shuts_down_ends_containers_but_does_not_forget_that_they_ra
     assert rig.engine.containers() == {}
 
 
+def test_a_stopped_shim_is_left_alone_until_it_goes_on(
+    rig: ProcessRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nodeagent.engine.process.GREETED_WITHIN", 0.05)
+    container = running(rig)
+    shim = shim_of(container)
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        # More engines than its queue has room for.
+        for _ in range(12):
+            rig.again()
+            assert rig.engine.containers()[container].state == "unknown"
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    rig.again()
+    until_state(rig.engine, container, "running")
+    assert ran(rig.engine, container, "hostname") == "web\n"
+
+
+def test_a_stopped_shim_that_is_killed_is_noticed(rig: ProcessRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodeagent.engine.process.GREETED_WITHIN", 0.05)
+    container = running(rig)
+    shim = shim_of(container)
+    os.kill(shim, signal.SIGSTOP)
+    for _ in range(12):
+        rig.again()
+    os.kill(shim, signal.SIGKILL)
+    until_state(rig.engine, container, "gone")
+    assert cgroups_of(container) == []
+
+
+def test_a_stopped_shim_can_be_removed(rig: ProcessRig) -> None:
+    container = running(rig)
+    processes = pids_of(container)
+    os.kill(shim_of(container), signal.SIGSTOP)
+    rig.engine.remove(container)
+    assert not [pid for pid in processes if alive(pid)]
+
+
 def test_a_directory_that_was_never_finished_is_swept_up(rig: ProcessRig) -> None:
     half = rig.directory / "state" / "containers" / new_id()
     half.mkdir()
@@ -787,3 +827,24 @@ def test_fifty_containers_come_and_go(rig: ProcessRig) -> None:
     assert not [cgroup for container in containers for cgroup in cgroups_of(container)]
     rig.engine.dispatch(lambda *change: pytest.fail(f"changed: {change}"))
     assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
+
+
+@pytest.mark.full
+def test_an_engine_finds_500_containers_in_a_moment(rig: ProcessRig) -> None:
+    containers = [new_id() for _ in range(500)]
+    for number, container in enumerate(containers):
+        workload = Workload("process", ("sleep", "300"))
+        rig.engine.create(container, f"c{number}", f"10.1.{number >> 8}.{number & 255}", workload)
+    until(rig.engine, lambda: all(seen.state == "created" for seen in rig.engine.containers().values()), 60)
+    for container in containers:
+        rig.engine.start(container, 1)
+    until(rig.engine, lambda: all(seen.state == "running" for seen in rig.engine.containers().values()), 60)
+    times = []
+    for _ in range(5):
+        rig.engine.close()
+        before = time.monotonic()
+        rig.engine = ProcessEngine(rig.directory / "state", root=True)
+        times.append(time.monotonic() - before)
+        assert {seen.state for seen in rig.engine.containers().values()} == {"running"}
+        assert len(rig.engine.containers()) == 500
+    assert sorted(times)[2] < 0.3, times
