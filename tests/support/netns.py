@@ -178,7 +178,8 @@ def udp_passes(
         target.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
         source.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
     ):
-        server.bind(("", port))
+        # Bound to the address, since an answer from a wildcard socket may leave from another one.
+        server.bind((target_address, port))
         client.bind(("", source_port))
         payload = os.urandom(size)
         try:
