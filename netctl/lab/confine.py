@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import zmq
+import msgspec
 
 import netctl
 from netctl.lab.topology import Program
@@ -38,7 +38,7 @@ def broker_user(directory: Path) -> int:
 
     An installation below a private home directory, or a lab in one, cannot be read by anybody else.
     """
-    needed = [Path(sys.executable), Path(os.__file__), Path(netctl.__file__), Path(zmq.__file__)]
+    needed = [Path(sys.executable), Path(os.__file__), Path(netctl.__file__), Path(msgspec.__file__)]
     return NOBODY if readable_by_all([*needed, directory]) else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -33,8 +34,7 @@ def prepare(planned: Topology, hosts: Sequence[str]) -> None:
     Raises:
         RefusedError: The kernel or ip refused; the message is ip's.
     """
-    if not confine.NETNS.is_mount():
-        registry.NETNS_MARK.touch()
+    _note_folder()
     _ip(topology.namespace_lines(planned, namespaces()))
     links = subprocess.run(["ip", "-n", planned.underlay, "-json", "link"], capture_output=True, check=True)
     present = {link["ifname"] for link in msgspec.json.decode(links.stdout)}
@@ -70,10 +70,24 @@ def _ip(lines: Sequence[str], namespace: str | None = None) -> None:
         raise RefusedError(f"the lab's network could not be made: {what}", "see what ip(8) says about it")
 
 
+def _mounted() -> bool:
+    """Return whether `ip netns` has made its folder a mount (it binds the folder to itself)."""
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    return any(line.split()[4] == str(confine.NETNS) for line in mounts)
+
+
+def _note_folder() -> None:
+    """Note, before the first namespace, if the folder of `ip netns` is one that a lab brings about."""
+    if not _mounted():
+        registry.NETNS_MARK.write_text("a folder" if confine.NETNS.exists() else "", encoding="ascii")
+
+
 def _forget_folder() -> None:
-    """Take the folder of `ip netns` away again once it is empty, if it was not there before the labs."""
-    if registry.NETNS_MARK.exists() and not namespaces():
-        subprocess.run(["umount", str(confine.NETNS)], capture_output=True, check=False)
+    """Have the folder of `ip netns` as it was before the labs, once it is empty."""
+    if not registry.NETNS_MARK.exists() or namespaces():
+        return
+    subprocess.run(["umount", str(confine.NETNS)], capture_output=True, check=False)
+    if not registry.NETNS_MARK.read_text(encoding="ascii"):
         with contextlib.suppress(OSError):
             confine.NETNS.rmdir()
-        registry.NETNS_MARK.unlink()
+    registry.NETNS_MARK.unlink()

@@ -87,17 +87,18 @@ def in_namespaces(namespaces: Iterable[Path]) -> tuple[ProcessId, ...]:
     return tuple(found)
 
 
-def with_argument_below(directory: Path, program: str | None = None) -> tuple[ProcessId, ...]:
-    """Return the processes with an argument below `directory`; with `program`, only that script's."""
+def with_argument_below(directory: Path, mention: str = "") -> tuple[ProcessId, ...]:
+    """Return the processes, but ourselves, with an argument below `directory` and `mention` in one."""
     found = []
     prefix = os.fsencode(f"{directory}/")
     for pid in _pids():
         with contextlib.suppress(OSError):
             arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            names = {Path(os.fsdecode(each)).name for each in arguments[:6]}
-            if program not in (None, *names):
-                continue
-            if pid != os.getpid() and any(each.startswith(prefix) for each in arguments):
+            if (
+                pid != os.getpid()
+                and any(each.startswith(prefix) for each in arguments)
+                and any(mention.encode() in each for each in arguments)
+            ):
                 process = identify(pid)
                 found += [process] if process is not None else []
     return tuple(found)

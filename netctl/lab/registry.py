@@ -14,7 +14,7 @@ RUNTIME = Path("/run/netctl")
 DEFAULT_LAB = RUNTIME / "lab"
 REGISTRY = RUNTIME / "labs"
 NETNS_MARK = RUNTIME / "netns-is-ours"
-"""Says that /run/netns was not there before the first lab."""
+"""Says that /run/netns was no mount before the first lab; empty: it was not there at all."""
 SPEC_FILE = "lab.json"
 """The file in a lab's directory that makes it one."""
 

@@ -16,6 +16,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from netctl.lab.topology import LabSpec, Topology, Wish
 from netctl.lab.waiting import Tell, Wait
 from netctl.wire import identity, invite
 from netctl.wire.messages import CreateInvite, InviteCreated, ListNodes, NodeList, NodeView
+from nodeagent.engine.cgroups import Cgroups
 
 PROCESSES_FILE = "processes.json"
 LOG_LINES = 12
@@ -330,13 +332,14 @@ class _Lab:
             [
                 *(process for name, process in self._recorded.items() if name == "broker"),
                 # A shim that outlived its agent's orderly leave, and whatever else is still inside.
-                *processes.with_argument_below(self._root, "shim.py"),
+                *processes.with_argument_below(self._root, "nodeagent.shim"),
                 *processes.in_namespaces(
                     confine.NETNS / name for name in network.own_namespaces(self._plan.spec.directory)
                 ),
             ]
         )
         network.remove(self._plan.spec.directory)
+        self._remove_cgroups()
         if left:
             pids = ", ".join(str(process.pid) for process in left)
             raise RefusedError(f"processes of the lab do not end: {pids}", "see what they are with ps(1)")
@@ -351,6 +354,14 @@ class _Lab:
             if self._joined(name) and self._plan.hosts[name].namespace in existing
         }
         self._run_on_nodes(commands, READY_TIMEOUT, "the nodes to take their containers out")
+
+    def _remove_cgroups(self) -> None:
+        """Take out the cgroups of containers that no agent could take out in order any more."""
+        cgroups = Cgroups()
+        for container in self._root.glob("n*/state/containers/*"):
+            cgroups.kill(container.name)
+            with contextlib.suppress(TimeoutError):
+                cgroups.remove(container.name, time.monotonic() + 2.0)
 
     def _remove_files(self) -> None:
         """Remove what the lab put into its directory, and the directory if that leaves it empty."""
@@ -381,7 +392,7 @@ class _Lab:
                 answer = client.request(ListNodes())
                 nodes = answer.nodes if isinstance(answer, NodeList) else ()
         except NetctlError as error:
-            problem = str(error)
+            problem = error.message
         return LabStatus(
             directory=str(self._root),
             spec=self._plan.spec,
