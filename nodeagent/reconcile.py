@@ -231,7 +231,14 @@ class Reconciler:
             return ()
         self._keep_found(operations)
         self.writes += len(operations)
+        began = self._monotonic()
         results = self._sent(operations)
+        self._log.debug(
+            "operations done",
+            operation=" ".join(sorted({type(operation).__name__ for operation in operations})),
+            count=len(operations),
+            duration_ms=round((self._monotonic() - began) * 1000, 3),
+        )
         for operation, error in zip(operations, results, strict=True):
             if error:
                 self._failure(operation, error)

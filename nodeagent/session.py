@@ -245,7 +245,8 @@ class BrokerSession:
     def _end(self, reason: str) -> None:
         if self._session is not None:
             self._lost.append(Down(reason))
-            self._log.warning("session with the broker ended", reason=reason)
+            if self._role == "node":
+                self._log.warning("session with the broker ended", reason=reason)
         else:
             self._log.debug("no session with the broker", reason=reason)
         self._drop(0)
