@@ -159,7 +159,8 @@ def locked(directory: Path) -> Iterator[None]:
         InvalidError: It cannot be written to.
     """
     try:
-        fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(directory / LOCK, flags, 0o600)
     except OSError as error:
         raise InvalidError(
             f"{directory} cannot be used: {error.strerror}", "run the broker as the directory's owner"

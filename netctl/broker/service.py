@@ -104,7 +104,7 @@ def run(
     Args:
         directory: As `init` made it.
         listen: Endpoints to bind instead of the recorded ones; empty: the recorded ones.
-        user: Where started as root: the user to become once the endpoints are bound (the directory is
+        user: Where started as root: the user to become once all is bound and loaded (the directory is
             given to it); None: stay.
         limits: Bounds; None: the usual ones.
         ready: Called once the broker answers.
@@ -124,9 +124,7 @@ def run(
         with place.locked(directory):
             server = Server(settings.listen)
             try:
-                if user is not None:
-                    place.become(user, directory)
-                _serve(server, directory, settings, limits, ready)
+                _serve(server, directory, settings, user=user, limits=limits, ready=ready)
             finally:
                 server.close()
     finally:
@@ -137,6 +135,8 @@ def _serve(
     server: Server,
     directory: Path,
     settings: place.Settings,
+    *,
+    user: str | None,
     limits: Limits | None,
     ready: Callable[[], None],
 ) -> None:
@@ -147,6 +147,9 @@ def _serve(
         about = About(keys, settings.advertise, version("netctl"))
         handlers: dict[Role, Handler] = {"user": users.handle, "enrol": users.enrol, "node": nodes.handle}
         hub = Hub(about, journal, handlers, limits=limits)
+        if user is not None:
+            # Last, since whom it becomes may not be able to read the program's own files.
+            place.become(user, directory)
         snapshot = journal.committed
         get_logger().info(
             "broker runs",
