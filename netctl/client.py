@@ -24,9 +24,10 @@ import attrs
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from netctl.errors import BY_CODE, InvalidError, NetctlError, PendingError, ProtocolError, UnavailableError
+from netctl.errors import InvalidError, ProtocolError, UnavailableError
 from netctl.model import NodeFacts
-from netctl.stream import Stream
+from netctl.stream import Stream, StreamTable
+from netctl.wire.failures import error_of
 from netctl.wire.identity import Identity, KeyPair
 from netctl.wire.invite import Invite
 from netctl.wire.invite import parse as parse_invite
@@ -41,9 +42,6 @@ from netctl.wire.messages import (
     OpenLogs,
     Ping,
     Pong,
-    StreamCredit,
-    StreamData,
-    StreamEnd,
     StreamOpened,
 )
 from netctl.wire.session import MAX_BODY_BYTES, RESTART, ClientHandshake, Frame, Role, Session, parse_header
@@ -63,14 +61,6 @@ T = TypeVar("T")
 
 class _LostError(Exception):
     """The session ended before what was waited for came."""
-
-
-def error_of(failure: Failure) -> NetctlError:
-    """Rebuild the error a broker answered with; an unknown code becomes a plain `NetctlError`."""
-    kind = BY_CODE.get(failure.code, NetctlError)
-    if kind is PendingError:
-        return PendingError(failure.message, failure.remedy, failure.nodes, failure.revision)
-    return kind(failure.message, failure.remedy, failure.nodes)
 
 
 class _Link:
@@ -162,7 +152,7 @@ class Client:
     Args:
         identity: Who speaks, and which broker to; see `netctl.wire.identity.load`.
         interval: Seconds of silence after which the broker is asked whether it is there; after three of
-            them the session counts as ended.
+            them the session counts as ended. Noticed while waiting in one of the methods.
         role: What the session asks to be; `enrol` is for `netctl.client.enrol`.
     """
 
@@ -175,7 +165,8 @@ class Client:
         self._heard = 0.0
         self._asked = 0.0
         self._inbox: deque[Envelope] = deque()
-        self._streams: dict[int, Stream] = {}
+        self._abandoned: set[int] = set()
+        self._streams = StreamTable(self._send_for_stream, self._wait_for_stream)
 
     def __enter__(self) -> Self:
         return self
@@ -187,10 +178,9 @@ class Client:
 
     def close(self) -> None:
         """End the session and its streams. The client may be used again; it then makes a new session."""
-        for stream in list(self._streams.values()):
-            # So that the node need not wait for the broker to miss this client.
-            with suppress(UnavailableError):
-                stream.close()
+        # So that nodes need not wait for the broker to miss this client.
+        with suppress(UnavailableError):
+            self._streams.close()
         self._drop("the client was closed")
 
     def connect(self, timeout: float = CONNECT_TIMEOUT) -> None:
@@ -282,21 +272,23 @@ class Client:
         pause = 0.0
         tries = 0
         while True:
+            self._take_in()
             try:
-                self._take_in()
                 self.connect(max(0.0, min(CONNECT_TIMEOUT, deadline - time.monotonic())))
+            except UnavailableError:
+                # A broker that was there a moment ago may be starting again; one that never was is reported.
+                if not tries or time.monotonic() + pause >= deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(1.0, pause * 2)
+                continue
+            try:
                 return self._ask(message, deadline)
             except _LostError as lost:
                 tries += 1
                 if not repeatable or tries == LOST_TRIES:
                     raise self._unavailable(lost) from None
                 pause = 0.05
-            except UnavailableError:
-                # Nothing was lost yet: a broker that was never there is reported at once.
-                if pause == 0.0 or time.monotonic() + pause >= deadline:
-                    raise
-                time.sleep(pause)
-                pause = min(1.0, pause * 2)
 
     def open(self, message: OpenExec | OpenLogs, timeout: float = REQUEST_TIMEOUT) -> Stream:
         """Run a command in a container, or read its output.
@@ -308,7 +300,7 @@ class Client:
         opened = self.request(message, timeout)
         if not isinstance(opened, StreamOpened):
             raise ProtocolError(f"the broker answered {type(opened).__name__} to {type(message).__name__}")
-        return self._streams[opened.stream]
+        return self._streams.open(opened)
 
     def _number(self) -> int:
         self._last_id = self._last_id % (2**31 - 1) + 1
@@ -343,6 +335,7 @@ class Client:
             envelope = self._next(deadline)
             if envelope is None:
                 if time.monotonic() >= deadline:
+                    self._abandoned.add(number)
                     raise UnavailableError(
                         "the broker did not answer in time", "check what became of it with `netctl status`"
                     )
@@ -357,26 +350,31 @@ class Client:
     def _next(self, deadline: float | None) -> Envelope | None:
         """Return the next envelope that is for the caller; None: the deadline, or something for a stream."""
         while True:
+            asked = self._asked > self._heard
+            wake = self._asked + 2 * self._interval if asked else self._heard + self._interval
+            envelope = self._receive_until(wake if deadline is None else min(wake, deadline))
             now = time.monotonic()
-            if now - self._heard > 3 * self._interval:
-                self._drop("the broker is silent")
-                raise _LostError("the broker is silent")
-            if now - max(self._heard, self._asked) >= self._interval:
-                self._asked = now
-                self._guarded(lambda link: link.send(Envelope(0, Ping())))
-            wake = max(self._heard, self._asked) + self._interval
-            until = wake if deadline is None else min(wake, deadline)
-            envelope = self._receive_until(until)
             if envelope is None:
-                if deadline is not None and time.monotonic() >= deadline:
+                # Only what is not there when it is looked for is missing: the caller may have been away.
+                if now >= wake:
+                    self._ask_whether_there(now, asked=asked)
+                if deadline is not None and now >= deadline:
                     return None
                 continue
-            self._heard = time.monotonic()
-            if self._handled(envelope):
-                if not isinstance(envelope.message, Ping | Pong):
-                    return None
-                continue
-            return envelope
+            self._heard = now
+            if isinstance(envelope.message, Ping):
+                self._guarded(lambda link: link.send(Envelope(0, Pong())))
+            elif self._streams.take(envelope.message):
+                return None
+            elif not isinstance(envelope.message, Pong) and envelope.id not in self._abandoned:
+                return envelope
+
+    def _ask_whether_there(self, now: float, *, asked: bool) -> None:
+        if asked:
+            self._drop("the broker is silent")
+            raise _LostError("the broker is silent")
+        self._asked = now
+        self._guarded(lambda link: link.send(Envelope(0, Ping())))
 
     def _guarded(self, act: Callable[[_Link], T]) -> T:
         """Act on the session; whatever goes wrong with it ends it."""
@@ -394,27 +392,8 @@ class Client:
             self._link.close()
             self._link = None
         self._inbox.clear()
-        for stream in self._streams.values():
-            stream.deliver(StreamEnd(stream.id, message=reason))
-        self._streams.clear()
-
-    def _handled(self, envelope: Envelope) -> bool:
-        """Take care of heartbeats and streams; say whether that was all there is to it."""
-        message = envelope.message
-        if isinstance(message, Ping):
-            self._guarded(lambda link: link.send(Envelope(0, Pong())))
-            return True
-        if isinstance(message, StreamOpened):
-            self._streams[message.stream] = Stream(message, self._send_for_stream, self._wait_for_stream)
-            return False
-        if isinstance(message, StreamData | StreamCredit | StreamEnd):
-            stream = self._streams.get(message.stream)
-            if stream is not None:
-                stream.deliver(message)
-            if isinstance(message, StreamEnd):
-                self._streams.pop(message.stream, None)
-            return True
-        return isinstance(message, Pong)
+        self._abandoned.clear()
+        self._streams.end(reason)
 
     def _send_for_stream(self, message: Message) -> None:
         self._transmit(Envelope(0, message))

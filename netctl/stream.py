@@ -103,3 +103,52 @@ class Stream:
             self.window += message.credit
         elif self.ended is None:
             self.ended = message
+
+
+class StreamTable:
+    """The streams of one session.
+
+    Args:
+        send: Sends one message.
+        wait: As `Stream` takes it.
+    """
+
+    def __init__(self, send: Callable[[Message], None], wait: Callable[[float | None], None]) -> None:
+        self._send = send
+        self._wait = wait
+        self._streams: dict[int, Stream] = {}
+
+    def open(self, opened: StreamOpened) -> Stream:
+        """Return the stream that was opened; what came for it since waits in it."""
+        return self._streams[opened.stream]
+
+    def take(self, message: Message) -> bool:
+        """Take in a message if it is a stream's; say whether that was all there is to it."""
+        if isinstance(message, StreamOpened):
+            self._streams = {number: stream for number, stream in self._streams.items() if not stream.ended}
+            # Made at once: its first bytes may be in the very next frame.
+            self._streams[message.stream] = Stream(message, self._send, self._wait)
+            return False
+        if not isinstance(message, StreamData | StreamCredit | StreamEnd):
+            return False
+        stream = self._streams.get(message.stream)
+        if stream is not None:
+            stream.deliver(message)
+        if isinstance(message, StreamEnd):
+            self._streams.pop(message.stream, None)
+        return True
+
+    def close(self) -> None:
+        """End all streams from this side.
+
+        Raises:
+            UnavailableError: The session with the broker ended.
+        """
+        for stream in list(self._streams.values()):
+            stream.close()
+
+    def end(self, reason: str) -> None:
+        """Note that the session, and with it every stream, is over."""
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.deliver(StreamEnd(stream.id, message=reason))

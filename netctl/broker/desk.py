@@ -17,7 +17,7 @@ from netctl.broker.commands import Command
 from netctl.broker.snapshot import Decision, Snapshot
 from netctl.broker.views import Live
 from netctl.broker.waiting import Promise
-from netctl.errors import NetctlError, RefusedError
+from netctl.errors import RefusedError
 from netctl.wire import messages as m
 
 QUERIES: Final[frozenset[type]] = frozenset(
@@ -115,11 +115,6 @@ def answer_to(query: m.Message, now: Situation, *, version: str, uptime: float, 
             return views.broker_status(
                 snapshot, live, version=version, uptime=uptime, sessions=sessions, account=now.account
             )
-
-
-def failure_of(error: NetctlError) -> m.Failure:
-    """Return the answer that tells a client of an error."""
-    return m.Failure(error.code, error.message[:4096], error.remedy[:4096], error.nodes)
 
 
 def _remove_node(request: m.RemoveNode, now: Situation) -> Command:

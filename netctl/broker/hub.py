@@ -28,6 +28,7 @@ from netctl.broker.waiting import Promise, Waiting
 from netctl.errors import ExhaustedError, InvalidError, NetctlError, ProtocolError, UnauthorisedError
 from netctl.log import get_logger
 from netctl.model import ContainerStatus
+from netctl.wire.failures import failure_of
 from netctl.wire.identity import KeyPair
 from netctl.wire.messages import Done, Envelope, Failure, Message, Ping, Pong, Reset, Update
 from netctl.wire.session import Frame, Role, restart_frame
@@ -207,7 +208,7 @@ class Hub:
         except InvalidError as error:
             self._log.error("message too large", message=type(message).__name__, error=error.message)
             if number:
-                self.send(peer, number, desk.failure_of(ExhaustedError(error.message, error.remedy)))
+                self.send(peer, number, failure_of(ExhaustedError(error.message, error.remedy)))
             else:
                 self.end(peer, error.message)
         except ProtocolError as error:
@@ -317,7 +318,7 @@ class Hub:
         owner = node_by_key(head, peer.key) if peer.role == "node" else account_by_key(head, peer.key)
         if owner is None:
             error = UnauthorisedError(f"this key is no {peer.role}'s here", "join with an invite")
-            self.send(peer, number, desk.failure_of(error))
+            self.send(peer, number, failure_of(error))
             self.end(peer, error.message)
             return False
         peer.name = owner.name

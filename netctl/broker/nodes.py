@@ -16,6 +16,7 @@ from netctl.broker.views import LiveNode
 from netctl.errors import NetctlError, ProtocolError
 from netctl.log import get_logger
 from netctl.model import ContainerStatus, NodeDelta, digest
+from netctl.wire.failures import failure_of
 from netctl.wire.messages import Applied, Done, Envelope, Hello, Leave, Report, Update
 
 EPOCH_JUMP: Final = 2**20
@@ -150,7 +151,7 @@ def _leave(hub: Hub, peer: Peer, number: int, leave: Leave) -> None:
         command = RemoveNode(peer.name, leave.force, leaving=True, reachable=True)
         decision = hub.journal.decide(command, hub.clock())
     except NetctlError as error:
-        hub.send(peer, number, desk.failure_of(error))
+        hub.send(peer, number, failure_of(error))
         return
 
     def written() -> None:
@@ -159,4 +160,4 @@ def _leave(hub: Hub, peer: Peer, number: int, leave: Leave) -> None:
         hub.publish(decision)
         hub.end(peer, "the node left")
 
-    hub.after(written, lambda error: hub.send(peer, number, desk.failure_of(error)))
+    hub.after(written, lambda error: hub.send(peer, number, failure_of(error)))

@@ -23,7 +23,7 @@ from netctl.broker.sessions import Limits
 from netctl.broker.snapshot import Snapshot
 from netctl.broker.state import decide, empty, load
 from netctl.broker.store import Meta, Store
-from netctl.log import get_logger
+from netctl.log import get_logger, setup
 from netctl.model import BROKER_PORT, DEFAULT_BLOCK_SIZE, DEFAULT_SUPERNET, check_name
 from netctl.wire import invite
 from netctl.wire.identity import KeyPair, check_address
@@ -115,6 +115,7 @@ def run(
         RefusedError: Another broker runs on that directory, or an endpoint cannot be bound.
         FencedError: Another broker has taken over the store.
     """
+    setup("netctl-broker")
     place.check(directory)
     settings = place.read_settings(directory)
     if listen:

@@ -14,6 +14,7 @@ from netctl.broker.waiting import Promise
 from netctl.errors import ExhaustedError, NetctlError, ProtocolError, UnavailableError
 from netctl.model import check_name
 from netctl.wire import invite
+from netctl.wire.failures import failure_of
 from netctl.wire.messages import (
     CreateInvite,
     Enrol,
@@ -60,7 +61,7 @@ def handle(hub: Hub, peer: Peer, envelope: Envelope, now: float) -> None:
     except ProtocolError:
         raise
     except NetctlError as error:
-        hub.send(peer, envelope.id, desk.failure_of(error))
+        hub.send(peer, envelope.id, failure_of(error))
 
 
 def enrol(hub: Hub, peer: Peer, envelope: Envelope, _now: float) -> None:
@@ -80,7 +81,7 @@ def enrol(hub: Hub, peer: Peer, envelope: Envelope, _now: float) -> None:
                 EnrolNode(token_hash, request.name, peer.key, request.facts), hub.clock()
             )
     except NetctlError as error:
-        hub.send(peer, envelope.id, desk.failure_of(error))
+        hub.send(peer, envelope.id, failure_of(error))
         hub.end(peer, error.message)
         return
     node = decision.snapshot.nodes.get(request.name) if request.facts is not None else None
@@ -96,7 +97,7 @@ def enrol(hub: Hub, peer: Peer, envelope: Envelope, _now: float) -> None:
         hub.end(peer, "it has joined")
 
     def failed(error: NetctlError) -> None:
-        hub.send(peer, envelope.id, desk.failure_of(error))
+        hub.send(peer, envelope.id, failure_of(error))
         hub.end(peer, error.message)
 
     hub.after(written, failed)
@@ -147,7 +148,7 @@ def _create_invite(hub: Hub, peer: Peer, number: int, request: CreateInvite) -> 
         hub.publish(decision)
         hub.send(peer, number, InviteCreated(text, expires_at))
 
-    hub.after(written, lambda error: hub.send(peer, number, desk.failure_of(error)))
+    hub.after(written, lambda error: hub.send(peer, number, failure_of(error)))
 
 
 def _change(hub: Hub, peer: Peer, number: int, request: Message, now: float) -> None:
@@ -173,7 +174,7 @@ def _change(hub: Hub, peer: Peer, number: int, request: Message, now: float) -> 
             hub.publish(decision)
         hub.promise((peer, number), promise, deadline)
 
-    hub.after(written, lambda error: hub.send(peer, number, desk.failure_of(error)))
+    hub.after(written, lambda error: hub.send(peer, number, failure_of(error)))
 
 
 def _open_stream(hub: Hub, peer: Peer, number: int, request: OpenExec | OpenLogs) -> None:

@@ -38,10 +38,8 @@ START = 15.0
 PROGRAM = """
 import sys
 from pathlib import Path
-from netctl import log
 from netctl.broker import service
 
-log.setup("broker")
 ready = lambda: print("ready", flush=True)
 service.run(Path(sys.argv[1]), user=sys.argv[2] or None, ready=ready)
 """

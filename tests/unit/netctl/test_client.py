@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +14,9 @@ import attrs
 import pytest
 import zmq
 
-from netctl.client import Client, enrol, error_of
+from netctl.client import Client, enrol
 from netctl.errors import (
     InvalidError,
-    NetctlError,
     NotFoundError,
     PendingError,
     UnauthorisedError,
@@ -31,7 +32,6 @@ from netctl.wire.messages import (
     ContainerList,
     CreateInvite,
     Done,
-    Failure,
     GetStatus,
     InviteCreated,
     ListConnections,
@@ -212,6 +212,32 @@ def test_a_client_that_is_killed_ends_its_streams(identity: Identity, nodes: lis
     until(lambda: len(nodes[1].ended) > before, "the node to hear of the end", 20)
 
 
+def test_a_caller_that_was_away_finds_its_session(identity: Identity) -> None:
+    pause = threading.Event()
+    with Client(identity, interval=0.1) as client:
+        assert isinstance(client.request(GetStatus()), BrokerStatus)
+        first = client.fileno()
+        pause.wait(0.5)
+        assert client.receive(0) is None
+        pause.wait(0.5)
+        assert isinstance(client.request(GetStatus()), BrokerStatus)
+        assert client.fileno() == first
+
+
+def test_a_silent_broker_is_noticed_while_waiting(tmp_path: Path) -> None:
+    with (
+        BrokerProcess(tmp_path / "b") as broker,
+        Client(enrol(broker.invite), interval=0.1) as client,
+    ):
+        client.connect()
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(UnavailableError, match="silent"):
+                client.receive(10)
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+
+
 def test_no_broker_is_said_at_once_with_what_to_do(identity: Identity) -> None:
     nowhere = attrs.evolve(
         identity, addresses=("ipc:///nonexistent/socket", f"tcp://127.0.0.1:{free_port()}")
@@ -306,9 +332,3 @@ def test_a_routing_id_grants_nothing(broker: BrokerProcess, client: Client) -> N
         assert isinstance(client.request(GetStatus()), BrokerStatus)
         for squatter in squatters:
             squatter.close()
-
-
-def test_an_error_of_an_unknown_code_is_still_an_error() -> None:
-    error = error_of(Failure("new-code", "something", "do this", ("n1",)))
-    assert type(error) is NetctlError
-    assert (error.message, error.remedy, error.nodes) == ("something", "do this", ("n1",))
