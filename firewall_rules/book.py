@@ -31,11 +31,13 @@ class SetChange:
     Attributes:
         removed: Elements that must be gone.
         added: Elements that must be there, whatever stood there before.
+        fresh: Those of `added` that are not there, as far as the book knows.
     """
 
     set_id: SetId
     removed: frozenset[ElementKey]
     added: Elements
+    fresh: frozenset[ElementKey]
 
 
 @attrs.frozen
@@ -134,7 +136,7 @@ class Book(Generic[P]):
                 if key not in old or old[key] != ends or key in named_added.get(set_id, {})
             }
             if removed or added:
-                yield SetChange(set_id, removed, added)
+                yield SetChange(set_id, removed, added, frozenset(added.keys() - old.keys()))
 
 
 def _tagged(groups: Iterable[_Group]) -> Iterable[tuple[Part, Item]]:

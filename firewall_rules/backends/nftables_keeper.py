@@ -173,17 +173,24 @@ class TableKeeper(Generic[P]):
             raise FirewallError("there is no table of ours to change, or it is not known")
         planned = book.plan(change)
         now = time.time()
+        sure = self._in_force is not None and self._in_force == self._doors.stamp(self._key, namespace)
         commands = "".join(
-            change_text(one.set_id, self._parts[one.set_id], one.removed, one.added, now)
+            change_text(
+                one.set_id,
+                self._parts[one.set_id],
+                one.removed,
+                one.added,
+                now,
+                absent=one.fresh if sure else frozenset(),
+            )
             for one in planned.sets
         )
         if not commands:
             book.commit(planned)
             return
-        known = self._in_force
         before = self._write(namespace, commands)
         book.commit(planned)
-        if before != known:
+        if before != self._in_force:
             # Someone wrote before us: the change stands, but what it stands in must be listed.
             self._in_force = None
             return

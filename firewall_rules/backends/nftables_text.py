@@ -117,12 +117,18 @@ def remove_text(ruleset: Ruleset) -> str:
 
 
 def change_text(
-    set_id: SetId, parts: Parts, removed: Iterable[ElementKey], added: Elements, now: float
+    set_id: SetId,
+    parts: Parts,
+    removed: Iterable[ElementKey],
+    added: Elements,
+    now: float,
+    *,
+    absent: frozenset[ElementKey] = frozenset(),
 ) -> str:
     """Return the commands that take elements out of one set of ours, and then put others in.
 
     An element is put in and taken out again before it stands with its own lifetime, since nft refuses to
-    take out what is not there, and kernels before 6.12 do not change a lifetime.
+    take out what is not there, and kernels before 6.12 do not change a lifetime. Taking out is what costs.
 
     Args:
         set_id: Family and name of the set.
@@ -130,16 +136,15 @@ def change_text(
         removed: Elements that must be gone; they need not be there.
         added: Elements that must be there; what has ended at `now` must be gone.
         now: Seconds since 1970.
+        absent: Those of `added` that are known not to be there.
 
     Raises:
         FirewallError: A value is not of the form it must have.
     """
-    old = ", ".join(_key(key, parts) for key in sorted({*removed, *added}))
-    if not old:
-        return ""
     family, name = set_id
     target = f"element {family} {TABLE} {name}"
-    text = f"add {target} {{ {old} }}\ndelete {target} {{ {old} }}\n"
+    old = ", ".join(_key(key, parts) for key in sorted({*removed, *added} - absent))
+    text = f"add {target} {{ {old} }}\ndelete {target} {{ {old} }}\n" if old else ""
     new = _elements(added, parts, now)
     return text + (f"add {target} {{ {new} }}\n" if new else "")
 

@@ -123,3 +123,9 @@ def test_an_element_that_has_ended_is_taken_out_and_not_put_in() -> None:
 
 def test_no_change_is_no_command() -> None:
     assert change_text(("inet", "in_any"), ("address",), [], {}, NOW) == ""
+
+
+def test_what_is_known_to_be_absent_is_only_put_in() -> None:
+    key = ("10.2.0.2",)
+    text = change_text(("inet", "in_any"), ("address",), [], {key: None}, NOW, absent=frozenset({key}))
+    assert text == "add element inet netctl in_any { 10.2.0.2 }\n"
