@@ -12,10 +12,10 @@ desired state stays in force; with the helper gone a new one is started, and the
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Protocol
 
 from netctl.errors import NetctlError, UnavailableError
@@ -41,6 +41,7 @@ from netctl.wire.messages import (
 )
 from nodeagent.desired import Desired
 from nodeagent.facts import EncapsulationChoice, lacking, node_facts, restricted
+from nodeagent.flusher import Flusher
 from nodeagent.found import Found
 from nodeagent.helper_client import Helper
 from nodeagent.helper_messages import ExecEnded
@@ -133,9 +134,7 @@ class Agent:
         self._received_at = 0.0
         self._told: tuple[int, int, tuple[NodeError, ...]] | None = None
         self._reported: dict[str, ContainerStatus] = {}
-        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
-        self._flush: Future[None] | None = None
-        self._disk_error = ""
+        self._flusher = Flusher(desired)
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
         self._log = get_logger()
@@ -149,6 +148,10 @@ class Agent:
             NetctlError: It cannot begin: the helper does not start, or the host is not as it must be.
         """
         self.begin()
+        # What is held for good is not looked through again and again: on a big node that takes longer
+        # than a connection may.
+        gc.freeze()
+        gc.enable()
         while not self._stopping and not self.removed:
             self.turn(_LONGEST_WAIT)
 
@@ -175,8 +178,7 @@ class Agent:
         """End the helper and the thread. Containers, links and rules stay."""
         self._streams.drop_all(None)
         self._lose_helper()
-        self._flusher.shutdown()
-        self._desired.close()
+        self._flusher.close()
         os.close(self._wake_reader)
         os.close(self._wake_writer)
 
@@ -198,12 +200,12 @@ class Agent:
                 self._helper_lost(error)
         try:
             self._streams.pump(ready.readable, ready.writable, self._monotonic())
-            self._begin_flush()
+            self._flusher.begin()
             self._timers()
             self._work()
         except UnavailableError as error:
             self._helper_lost(error)
-        self._end_flush()
+        self._flusher.end()
         self._say_hello()
         self._report()
         self._tell()
@@ -338,11 +340,7 @@ class Agent:
                 self._log.warning("unexpected message", message=type(message).__name__)
 
     def _take(self, message: Reset | Update) -> None:
-        try:
-            taken = self._desired.take(message)
-        except OSError as error:
-            self._disk_error = f"the desired state cannot be written: {error}"
-            return
+        taken = self._desired.take(message)
         if taken.outcome == "gap":
             # One that was on its way before our Hello is followed by the answer to that.
             self._hello_due = self._hello_due or self._welcome
@@ -411,8 +409,9 @@ class Agent:
         if not self._welcome or held is None or host is None or not host.settled:
             return
         errors = host.errors()
-        if self._disk_error:
-            errors = (*errors, NodeError("", self._disk_error, "make room on the node's disk"))
+        disk = self._flusher.error
+        lasting = (NodeError("", disk, "make room on the node's disk"),) if disk else ()
+        errors = (*errors, *lasting)
         told = (held.epoch, held.revision, errors)
         if told == self._told:
             return
@@ -420,29 +419,10 @@ class Agent:
         if not self._link.send(Applied(held.epoch, held.revision, errors, duration)):
             return
         host.told()
-        self._told = (held.epoch, held.revision, host.errors() if not self._disk_error else errors)
+        self._told = (held.epoch, held.revision, (*host.errors(), *lasting))
         self._log.debug("applied", revision=held.revision, duration_ms=round(duration, 3), count=len(errors))
         if held.index.header.block is None and not errors:
             self.removed = True
 
     def _runs(self, container: str) -> bool:
         return self._host is not None and self._host.may_write(container)
-
-    # --- the disk -----------------------------------------------------------------------------------
-
-    def _begin_flush(self) -> None:
-        """Make what was taken durable, while it is applied."""
-        if self._desired.dirty:
-            self._flush = self._flusher.submit(self._desired.flush)
-
-    def _end_flush(self) -> None:
-        if self._flush is not None:
-            flush, self._flush = self._flush, None
-            try:
-                flush.result()
-                if self._desired.compact_due:
-                    self._desired.compact()
-                self._disk_error = ""
-            except OSError as error:
-                self._disk_error = f"the desired state cannot be kept: {error}"
-                self._log.error("the desired state cannot be kept", error=str(error))

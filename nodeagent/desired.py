@@ -137,10 +137,8 @@ class Desired:
     def take(self, message: Reset | Update) -> Taken:
         """Hold what a message says, if it is newer and fits.
 
-        It is written, so that another run of this program finds it, and not durable before `flush`.
-
-        Raises:
-            OSError: It cannot be written.
+        An update is written, so that another run of this program finds it; it is not durable before `flush`,
+        which also tells if it could not be written.
         """
         if isinstance(message, Reset):
             return self._take_whole(message)
@@ -222,16 +220,22 @@ class Desired:
 
     def _append(self, update: Update) -> None:
         body = msgspec.msgpack.encode(update)
+        record = _RECORD.pack(len(body), zlib.crc32(_LENGTH.pack(len(body))), zlib.crc32(body)) + body
+        try:
+            written = os.write(self._opened(), record)
+        except OSError:
+            written = 0
+        self._log_bytes += written
+        self._dirty = True
+        # A disk that does not take the record may take the whole state, at the next flush; or that says why.
+        self._whole = written < len(record)
+
+    def _opened(self) -> int:
         if self._descriptor < 0:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._descriptor = os.open(self._log, flags, 0o600)
             sync_directory(self._log.parent)
-        record = _RECORD.pack(len(body), zlib.crc32(_LENGTH.pack(len(body))), zlib.crc32(body)) + body
-        if os.write(self._descriptor, record) != len(record):
-            # The disk is full. The whole state, written at the next flush, says so.
-            self._whole = True
-        self._log_bytes += len(record)
-        self._dirty = True
+        return self._descriptor
 
     def _read(self, *, repair: bool = True) -> Held | None:
         if not self._state.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -165,6 +166,8 @@ def _run(options: argparse.Namespace) -> None:
     if identity.kind != "node":
         raise InvalidError(f"{directory.identity} is a user's", "give the directory of a node with --dir")
     directory.make()
+    # Loading makes many objects and no garbage; `Agent.run` lets the collector run again.
+    gc.disable()
     with DirectoryLock(directory):
         desired, found = Desired(directory.path), Found(directory.path)
         desired.load()

@@ -217,3 +217,19 @@ def test_forgetting_leaves_no_file(tmp_path: Path) -> None:
     desired.forget()
     assert list(tmp_path.iterdir()) == []
     assert desired.held is None
+
+
+def test_a_disk_that_takes_no_update_is_told_by_the_flush(tmp_path: Path) -> None:
+    desired = held(tmp_path)
+    (tmp_path / "desired.log").mkdir()
+    assert desired.take(update(11)).outcome == "taken"
+    assert desired.take(update(12)).outcome == "taken"
+    with pytest.raises(OSError, match="directory"):
+        desired.flush()
+    assert desired.dirty
+    (tmp_path / "desired.log").rmdir()
+    desired.flush()
+    again = reloaded(tmp_path).held
+    assert again is not None
+    assert again.revision == 12
+    assert again.index.state() == after_updates(12)
