@@ -44,7 +44,7 @@ from nodeagent.facts import EncapsulationChoice, lacking, node_facts, restricted
 from nodeagent.flusher import Flusher
 from nodeagent.found import Found
 from nodeagent.helper_client import Helper
-from nodeagent.helper_messages import ExecEnded
+from nodeagent.helper_messages import Drifted, ExecEnded
 from nodeagent.kernel_state import HostFacts
 from nodeagent.reconcile import Reconciler
 from nodeagent.session import Down, Ready, Up
@@ -54,6 +54,8 @@ RESYNC: Final = 10.0
 """Seconds between two looks at the whole host."""
 LOOK_SHARE: Final = 100
 """A look is this many times rarer than it is long, so that big nodes do not spend themselves on looking."""
+DRIFT_SHARE: Final = 10
+"""The same where someone else changed something: others may write all the time to what is not ours."""
 FIRST_RESPAWN: Final = 0.2
 LAST_RESPAWN: Final = 10.0
 ROUNDS: Final = 64
@@ -128,6 +130,7 @@ class Agent:
         self._respawn_at = 0.0
         self._respawn_pause = FIRST_RESPAWN
         self._look_at = 0.0
+        self._looked_at = 0.0
         self._hello_due = False
         self._welcome = False
         self._request = 0
@@ -291,19 +294,23 @@ class Agent:
         helper, host = self._helper, self._host
         if helper is None or host is None:
             return
-        looks = host.looks
         for _ in range(ROUNDS):
             events = helper.events()
             for event in events:
                 host.hear(event)
                 if isinstance(event, ExecEnded):
                     self._streams.exec_ended(event)
-            before = host.writes
+                elif isinstance(event, Drifted):
+                    self._log.warning("someone else changed what is ours", reason=event.what)
+                    rest = DRIFT_SHARE * host.look_seconds
+                    self._look_at = min(self._look_at, max(self._monotonic(), self._looked_at + rest))
+            writes, looks = host.writes, host.looks
             host.work()
-            if not events and host.writes == before:
+            if host.looks != looks:
+                self._looked_at = self._monotonic()
+                self._look_at = self._looked_at + max(self._resync, LOOK_SHARE * host.look_seconds)
+            if not events and host.writes == writes:
                 break
-        if host.looks != looks:
-            self._look_at = self._monotonic() + max(self._resync, LOOK_SHARE * host.look_seconds)
 
     # --- the broker ---------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from nodeagent.after import after, with_container
 from nodeagent.desired_index import DesiredIndex, Scope, united
 from nodeagent.diff import plan
 from nodeagent.helper_client import Event, Helper
-from nodeagent.helper_messages import ContainerChanged, Drifted
+from nodeagent.helper_messages import ContainerChanged
 from nodeagent.kernel_state import EngineContainer, HostFacts, HostState
 from nodeagent.ops import (
     CreateContainer,
@@ -132,9 +132,6 @@ class Reconciler:
 
     def hear(self, event: Event) -> ContainerStatus | None:
         """Take an event in; return the status to report if a container's state changed by it."""
-        if isinstance(event, Drifted):
-            self._log.warning("someone else changed what is ours", reason=event.what)
-            self.doubt()
         if not isinstance(event, ContainerChanged):
             return None
         identifier, seen = event.container, event.state
