@@ -158,7 +158,8 @@ def _raw(*, enabled: bool) -> Iterator[None]:
         yield
         return
     before = termios.tcgetattr(STDIN)
-    tty.setraw(STDIN)
+    # Not flushed, as is usual: what was typed ahead belongs to the command.
+    tty.setraw(STDIN, termios.TCSADRAIN)
     try:
         yield
     finally:

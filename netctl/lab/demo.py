@@ -1,359 +1,63 @@
-"""The story that `scripts/demo` tells: nothing passes, then exactly what was connected, then nothing again.
+"""The program behind `scripts/demo`: tells the story of `netctl.lab.demo_story`, and clears away after it.
 
-Every step is checked; the program ends with 0 only if each came out as said. Commands are shown as a user
-would type them, and are run just so, but for the ones that only measure.
+It ends with 0 only if every step came out as said, and nothing was left behind.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
-import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 
 import msgspec
 from rich.console import Console
 from rich.markup import escape
 
-from netctl.client import Client
+from firewall_rules import names
 from netctl.errors import NetctlError
-from netctl.lab import confine, demo_probe, processes, registry, runner, topology
-from netctl.lab.demo_probe import COUNT_PORT, OPEN_PORT, OTHER_PORT
-from netctl.lab.topology import Wish
-from netctl.model import Port, Workload
-from netctl.wire import identity
-from netctl.wire.messages import Connect, Disconnect, RemoveContainer, RunContainer
+from netctl.lab import confine, network, processes, registry, runner, topology
+from netctl.lab.demo_story import Story, UnexpectedError
 
 DIRECTORY = registry.RUNTIME / "demo"
-PROBE = str(Path(demo_probe.__file__).resolve())
-ROUNDS = 5
-"""How often connect and disconnect are measured."""
-REPAIR_SECONDS = 20.0
-STILL_SECONDS = 1.0
-"""How long the receiver is watched after a disconnect."""
-CONTAINERS = {"web": "n1", "db": "n2", "cache": "n3", "mate": "n1"}
+OUR_LINKS = (names.BRIDGE, names.PORT_PREFIX, names.TUNNEL_PREFIX, topology.UNDERLAY_BRIDGE)
 
 
-class UnexpectedError(Exception):
-    """A step did not come out as said."""
-
-
-class Story:
-    """Tells it, on a console.
-
-    Args:
-        console: Where.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._environment = {**os.environ, "NETCTL_LAB": str(DIRECTORY)}
-        self._took: dict[str, str] = {}
-
-    # --- telling and doing ---------------------------------------------------------------------
-
-    def _title(self, text: str) -> None:
-        self._console.print()
-        self._console.print(f"== {escape(text)}", style="bold", soft_wrap=True)
-
-    def _check(self, what: str, *, expected: bool, actual: bool) -> None:
-        """Show one observation, and stop the story if it is not what was said."""
-        word = {True: "passes", False: "blocked"}
-        good = expected == actual
-        mark = "[green]ok[/]" if good else "[bold red]WRONG[/]"
-        self._console.print(f"  {mark}  {escape(what)}: {word[actual]}")
-        if not good:
-            raise UnexpectedError(f"{what}: {word[actual]}, and should be: {word[expected]}")
-
-    def _netctl(self, *arguments: str, quiet: bool = False) -> str:
-        """Run `netctl` as a user would; return what it printed."""
-        shown = shlex.join(["netctl", *arguments]).replace(sys.executable, "python3")
-        if not quiet:
-            self._console.print(f"[bold cyan]$[/] {escape(shown)}", soft_wrap=True)
-        done = subprocess.run(
-            [confine.program_path("netctl"), *arguments],
-            env=self._environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.stdout and not quiet:
-            self._console.print(escape(done.stdout.rstrip()), style="dim", highlight=False)
-        if done.returncode != 0:
-            raise UnexpectedError(f"`{shown}` ended with {done.returncode}: {done.stderr.strip()}")
-        return done.stdout
-
-    def _inside(self, container: str, *arguments: str) -> str:
-        return self._netctl("exec", container, "--", sys.executable, PROBE, *arguments, quiet=True)
-
-    def _probe(self, source: str, expectations: Mapping[str, tuple[str, bool]]) -> None:
-        """Probe from inside a container: what -> (how to say it, whether it is to pass)."""
-        results = json.loads(self._inside(source, "probe", *expectations))
-        for what, (text, expected) in expectations.items():
-            self._check(text, expected=expected, actual=results[what])
-
-    # --- the steps -----------------------------------------------------------------------------
-
-    def tell(self) -> None:
-        """Tell it all.
-
-        Raises:
-            UnexpectedError: A step did not come out as said.
-        """
-        self._start()
-        addresses = self._run_containers()
-        self._nothing_passes(addresses)
-        self._link_local()
-        self._connect(addresses)
-        self._disconnect(addresses)
-        self._measure()
-        self._summary()
-
-    def _start(self) -> None:
-        self._title("A broker and three nodes on this machine, each in a network namespace of its own")
-        self._console.print(f"[bold cyan]$[/] netctl lab up --dir {DIRECTORY}")
-        started = time.monotonic()
-        status = runner.up(
-            str(DIRECTORY), Wish(), lambda line: self._console.print(escape(line), style="dim")
-        )
-        self._took["lab up"] = f"{time.monotonic() - started:.1f} s"
-        for node in status.nodes:
-            self._console.print(
-                f"  [green]ok[/]  {node.name}: {node.state}, block {node.block}, underlay {node.underlay}, "
-                f"{node.encapsulation}",
-                highlight=False,
-            )
-
-    def _run_containers(self) -> dict[str, str]:
-        self._title("Containers: web, db and cache on three nodes, and mate beside web")
-        for name, node in CONTAINERS.items():
-            self._netctl("run", name, "--node", node, "--", sys.executable, PROBE, "serve")
-        self._netctl("ps")
-        rows = json.loads(self._netctl("ps", "--json", quiet=True))
-        for row in rows:
-            if row["state"] != "running":
-                raise UnexpectedError(f"{row['name']} is {row['state']}")
-        addresses = {row["name"]: row["address"] for row in rows}
-        # A server that is not listening yet would look like one that is blocked.
-        for name in CONTAINERS:
-            self._wait_for_server(name)
-        return addresses
-
-    def _wait_for_server(self, name: str) -> None:
-        deadline = time.monotonic() + 10
-        loopback = f"tcp:127.0.0.1:{OPEN_PORT}"
-        while not json.loads(self._inside(name, "probe", loopback))[loopback]:
-            if time.monotonic() > deadline:
-                raise UnexpectedError(f"the server in {name} does not listen")
-
-    def _nothing_passes(self, addresses: Mapping[str, str]) -> None:
-        self._title("By default nothing passes")
-        for source, target in (("web", "db"), ("db", "cache"), ("cache", "web"), ("web", "mate")):
-            address = addresses[target]
-            self._probe(
-                source,
-                {
-                    f"tcp:{address}:{OPEN_PORT}": (f"{source} -> {target} TCP {OPEN_PORT}", False),
-                    f"udp:{address}:{OPEN_PORT}": (f"{source} -> {target} UDP {OPEN_PORT}", False),
-                    f"icmp:{address}": (f"{source} -> {target} ping", False),
-                },
-            )
-
-    def _link_local(self) -> None:
-        self._title("IPv6 link-local on the same node is closed too; and would pass without the firewall")
-        namespaces = {}
-        link_local = ""
-        for name in ("web", "mate"):
-            namespace, address = json.loads(self._inside(name, "self"))
-            namespaces[name] = _pid_in(namespace)
-            link_local = address or link_local
-        if not link_local:
-            raise UnexpectedError("mate has no IPv6 link-local address, so this would show nothing")
-        enter = {name: ["nsenter", "-t", str(pid), "--net", "--"] for name, pid in namespaces.items()}
-
-        def passes() -> bool:
-            what = f"icmp6:{link_local}%eth0"
-            command = [*enter["web"], sys.executable, PROBE, "probe", what]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            return bool(json.loads(done.stdout)[what])
-
-        self._check("web -> mate IPv6 ping, link-local", expected=False, actual=passes())
-        with self._halted("n1"):
-            self._console.print("  the agent of n1 is halted, and both firewalls are taken out by hand:")
-            node = ["nsenter", f"--net={confine.NETNS / _namespace('n1')}", "--"]
-            for command in (enter["web"], enter["mate"]):
-                self._nft([*command, "nft", "delete", "table", "inet", "netctl"])
-            for family in ("bridge", "inet"):
-                self._nft([*node, "nft", "delete", "table", family, "netctl"])
-            passed = _within(5.0, passes)
-            self._check("web -> mate IPv6 ping, without the firewall", expected=True, actual=passed)
-        self._console.print("  the agent goes on, and repairs what it finds:")
-        started = time.monotonic()
-        repaired = _within(REPAIR_SECONDS, lambda: not passes())
-        self._took["repair of a flushed firewall"] = f"{time.monotonic() - started:.1f} s"
-        self._check("web -> mate IPv6 ping, after the repair", expected=False, actual=not repaired)
-
-    def _nft(self, command: Sequence[str]) -> None:
-        self._console.print(
-            f"  [bold cyan]#[/] {escape(shlex.join(command))}", highlight=False, soft_wrap=True
-        )
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise UnexpectedError(f"{shlex.join(command)}: {done.stderr.strip()}")
-
-    @contextlib.contextmanager
-    def _halted(self, node: str) -> Iterator[None]:
-        """Keep a node's agent and its privileged child from running for a while."""
-        status = runner.status(str(DIRECTORY))
-        pids = [each.pid for each in status.processes if each.name.split()[0] == node and each.pid]
-        try:
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            yield
-        finally:
-            for pid in reversed(pids):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-
-    def _connect(self, addresses: Mapping[str, str]) -> None:
-        self._title(f"Connect web to db, TCP port {OPEN_PORT}: exactly that passes")
-        self._netctl("connect", "web", "db", "--port", f"{OPEN_PORT}/tcp")
-        self._netctl("connections")
-        db, web = addresses["db"], addresses["web"]
-        self._probe(
-            "web",
-            {
-                f"tcp:{db}:{OPEN_PORT}": (f"web -> db TCP {OPEN_PORT}", True),
-                f"tcp:{db}:{OTHER_PORT}": (f"web -> db TCP {OTHER_PORT}", False),
-                f"udp:{db}:{OPEN_PORT}": (f"web -> db UDP {OPEN_PORT}", False),
-                f"icmp:{db}": ("web -> db ping", False),
-            },
-        )
-        self._probe("db", {f"tcp:{web}:{OPEN_PORT}": (f"db -> web TCP {OPEN_PORT}", False)})
-        self._probe("cache", {f"tcp:{db}:{OPEN_PORT}": (f"cache -> db TCP {OPEN_PORT}", False)})
-
-    def _disconnect(self, addresses: Mapping[str, str]) -> None:
-        self._title("Disconnect them while a TCP stream is running: it stops")
-        db = addresses["db"]
-        sender = subprocess.Popen(
-            [
-                confine.program_path("netctl"), "exec", "web", "--",
-                sys.executable, PROBE, "stream", db, str(OPEN_PORT),
-            ],
-            env=self._environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            before = self._received()
-            running = _within(10.0, lambda: self._received() > before + 200_000)
-            self._check("web -> db TCP stream", expected=True, actual=running)
-            self._netctl("disconnect", "web", "db")
-            # What was on its way when the command returned has arrived by the time this first count is taken.
-            first = self._received()
-            time.sleep(STILL_SECONDS)
-            second = self._received()
-            text = f"web -> db TCP stream, {first} bytes received, {STILL_SECONDS:.0f} s later {second}"
-            self._check(text, expected=False, actual=second != first)
-            self._probe("web", {f"tcp:{db}:{OPEN_PORT}": (f"web -> db TCP {OPEN_PORT}, anew", False)})
-        finally:
-            sender.terminate()
-            sender.wait()
-        self._netctl("connect", "web", "db", "--port", f"{OPEN_PORT}/tcp")
-        self._probe("web", {f"tcp:{db}:{OPEN_PORT}": (f"web -> db TCP {OPEN_PORT}, connected again", True)})
-
-    def _received(self) -> int:
-        return int(self._inside("db", "received", str(COUNT_PORT)))
-
-    def _measure(self) -> None:
-        """Time requests from a client that is connected already: a command's own start would hide them."""
-        with Client(identity.load(runner.identity_file(DIRECTORY))) as client:
-
-            def milliseconds(message: object) -> float:
-                started = time.perf_counter()
-                client.request(message)
-                return (time.perf_counter() - started) * 1000
-
-            workload = Workload("process", (sys.executable, PROBE, "serve"))
-            self._took["attach (run, until its command runs)"] = (
-                f"{milliseconds(RunContainer('timed', workload, 'n3')):.1f} ms"
-            )
-            ports = (Port("tcp", OPEN_PORT),)
-            connects = []
-            disconnects = []
-            for _ in range(ROUNDS):
-                connects.append(milliseconds(Connect("web", "timed", ports)))
-                disconnects.append(milliseconds(Disconnect("web", "timed", ports)))
-            self._took["connect, across nodes"] = f"{median(connects):.1f} ms (median of {ROUNDS})"
-            self._took["disconnect, across nodes"] = f"{median(disconnects):.1f} ms (median of {ROUNDS})"
-            client.request(RemoveContainer("timed", force=True))
-
-    def _summary(self) -> None:
-        self._title("Every step came out as said; how long it took")
-        width = max(len(what) for what in self._took)
-        for what, duration in self._took.items():
-            self._console.print(f"  {what.ljust(width)}  [bold]{duration}[/]", highlight=False)
-
-
-def _namespace(node: str) -> str:
-    return topology.namespace_prefix(str(DIRECTORY)) + node
-
-
-def _pid_in(namespace: str) -> int:
-    """Return a process of this host that is in a network namespace, named as /proc/PID/ns/net is."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if str((entry / "ns" / "net").readlink()) == namespace:
-                    return int(entry.name)
-    raise UnexpectedError("no process of the container is to be found")
-
-
-def _within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Return whether the condition came to hold in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-    return True
-
-
-def _listing() -> dict[str, frozenset[str]]:
-    """Return what of the host a lab could leave behind."""
+def _listing(directory: Path) -> dict[str, frozenset[str]]:
+    """Return what is on this host that could be a lab's: others may come and go meanwhile."""
     links = subprocess.run(["ip", "-json", "link"], capture_output=True, check=True).stdout
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
-    spaces = [entry.name for entry in confine.NETNS.iterdir()] if confine.NETNS.exists() else []
     return {
-        "link": frozenset(link["ifname"] for link in msgspec.json.decode(links)),
-        "table": frozenset(tables.splitlines()),
-        "namespace": frozenset(name for name in spaces if name.startswith(_namespace(""))),
-        "process": frozenset(str(each.pid) for each in processes.with_argument_below(DIRECTORY)),
-        "file": frozenset([str(DIRECTORY)] if DIRECTORY.exists() else []),
+        "link": frozenset(
+            link["ifname"] for link in msgspec.json.decode(links) if link["ifname"].startswith(OUR_LINKS)
+        ),
+        "table": frozenset(line for line in tables.splitlines() if line.endswith(f" {names.TABLE}")),
+        "namespace": frozenset(network.own_namespaces(str(directory))),
+        "process": frozenset(str(each.pid) for each in processes.with_argument_below(directory)),
+        "file": frozenset([str(directory)] if directory.exists() else []),
     }
 
 
-def _check_left(before: Mapping[str, frozenset[str]]) -> None:
+def _check_left(directory: Path, before: Mapping[str, frozenset[str]]) -> None:
     """Compare the host with how it was before the lab."""
-    left = {what: sorted(after - before[what]) for what, after in _listing().items()}
+    left = {what: sorted(after - before[what]) for what, after in _listing(directory).items()}
     if any(left.values()):
         raise UnexpectedError(f"the lab left something behind: {left}")
 
 
-def _clear_away() -> None:
-    if (DIRECTORY / registry.SPEC_FILE).exists():
-        runner.down(str(DIRECTORY))
+def _clear_away(directory: Path) -> None:
+    if (directory / registry.SPEC_FILE).exists():
+        runner.down(str(directory))
 
 
-def _try_next(console: Console) -> None:
+def _try_next(console: Console, directory: Path) -> None:
     console.print()
     console.print("The lab is still up. Things to try:", style="bold")
     netctl = confine.program_path("netctl")
     for line in (
-        f"export NETCTL_LAB={DIRECTORY} PATH={Path(netctl).parent}:$PATH",
+        f"export NETCTL_LAB={directory} PATH={Path(netctl).parent}:$PATH",
         "netctl ps",
         "netctl connect cache db --port icmp",
         "netctl exec -it web -- sh",
@@ -367,6 +71,9 @@ def _try_next(console: Console) -> None:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/demo", description="Show on one machine what netctl does.")
     parser.add_argument("--keep", action="store_true", help="leave the lab up, and say what to try next")
+    parser.add_argument(
+        "--dir", type=Path, default=DIRECTORY, metavar="DIR", help="where the lab keeps everything"
+    )
     return parser.parse_args(argv)
 
 
@@ -376,25 +83,26 @@ def _end_on_sigterm(*_: object) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Tell the story; return 0 if every step came out as said, else 1."""
-    keep = _arguments(argv).keep
+    options = _arguments(argv)
+    keep, directory = options.keep, options.dir.resolve()
     console = Console(highlight=False)
     signal.signal(signal.SIGTERM, _end_on_sigterm)
     try:
-        _clear_away()
-        before = _listing()
+        _clear_away(directory)
+        before = _listing(directory)
         try:
-            Story(console).tell()
+            Story(console, directory).tell()
         except KeyboardInterrupt:
             keep = False
             raise
         finally:
             if not keep:
                 console.print("\ntaking the lab down", style="dim")
-                _clear_away()
+                _clear_away(directory)
         if keep:
-            _try_next(console)
+            _try_next(console, directory)
             return 0
-        _check_left(before)
+        _check_left(directory, before)
         console.print("[green]ok[/]  it left no namespace, link, table, process or file behind")
     except (UnexpectedError, NetctlError) as error:
         console.print(f"[bold red]failed:[/] {escape(str(error))}", soft_wrap=True)

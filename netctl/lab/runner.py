@@ -23,7 +23,6 @@ from pathlib import Path
 import attrs
 import msgspec
 
-from netctl.broker import service
 from netctl.client import Client, enrol
 from netctl.errors import NetctlError, NotFoundError, RefusedError, UnavailableError
 from netctl.lab import confine, network, processes, registry, topology
@@ -232,6 +231,9 @@ class _Lab:
             # Nobody can have joined what an interrupted start may have left.
             shutil.rmtree(directory, ignore_errors=True)
         if not directory.exists():
+            # Imported here since only a lab's first start needs the database's libraries.
+            from netctl.broker import service  # noqa: PLC0415 - see above
+
             text = service.init(
                 directory,
                 listen=(self._plan.broker_endpoint, f"ipc://{self._plan.socket}"),
