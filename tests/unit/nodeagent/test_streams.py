@@ -149,8 +149,11 @@ def test_a_terminal(playing: Playing) -> None:
     assert os.read(slave, 99) == b"ls\n"
     assert os.read(slave, 99) == b""  # the end of input, as typed with Control-D
     os.write(slave, b"file\n")
-    running.pump([master], [])
-    assert any(isinstance(m, StreamData) and m.channel == 1 and b"file" in m.data for m in sent)
+    seen = b""
+    while b"file" not in seen:
+        assert select.select([master], [], [], 10)[0]
+        running.pump([master], [])
+        seen = b"".join(m.data for m in sent if isinstance(m, StreamData) and m.channel == 1)
     os.close(slave)
     running.ended(ExecEnded(6, 130))
     running.pump([], [])
