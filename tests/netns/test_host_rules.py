@@ -604,7 +604,8 @@ def test_other_bridges_and_tables_of_the_host_are_left_alone(
     left_address = (
         left.ip("-6", "-o", "addr", "show", "dev", "eth0", "scope", "link").split()[3].partition("/")[0]
     )
-    wait_for(lambda: "tentative" not in left.ip("-6", "addr", "show", "dev", "eth0"))
+    for namespace in (left, right):
+        wait_for(lambda n=namespace: "tentative" not in n.ip("-6", "addr", "show", "dev", "eth0"))
     assert passes(ping6_passes, right, left_address, "eth0")
     assert "netctl" in net.node.run("nft", "list", "tables")
     host.remove()
