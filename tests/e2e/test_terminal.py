@@ -77,7 +77,8 @@ def test_a_shell_on_a_terminal(shell: Terminal) -> None:
 
 
 def test_ctrl_c_is_the_commands_not_ours(shell: Terminal) -> None:
-    shell.type("echo ready; sleep 1000; echo after $?\n")
+    # Said by the one who is to be interrupted, so that it is in the foreground by then.
+    shell.type("sh -c 'echo ready; exec sleep 1000'\n")
     shell.until("ready\r\n")
     shell.type("\x03")
     shell.until("^C")
