@@ -133,9 +133,12 @@ class ProgramNft:
 
     def run(self, commands: str) -> str:
         """Do `commands` in one transaction and return what they print, as JSON."""
+        # With --json the program takes its input for JSON first, and then finds none left (nft 1.0.6).
+        listing = commands.startswith("list ")
+        arguments = ["--json", "--numeric", *commands.split()] if listing else ["-f", "-"]
         try:
             done = subprocess.run(
-                ["nft", "--json", "--numeric", "-f", "-"],
+                ["nft", *arguments],
                 input=commands,
                 capture_output=True,
                 text=True,

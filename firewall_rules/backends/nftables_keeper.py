@@ -237,9 +237,12 @@ class TableKeeper(Generic[P]):
             self._in_force = self._seen = recorded.stamp
 
     def _write(self, namespace: int | None, commands: str) -> Stamp:
+        """Do `commands` and return the stamp from before; what did nothing must not pass for done."""
         run = self._doors.nft(self._key, namespace)
         before = self._doors.stamp(self._key, namespace)
         run(commands)
+        if self._doors.stamp(self._key, namespace) == before:
+            raise FirewallError("nft reported success, and the kernel shows no change")
         return before
 
     def _wrote(self, namespace: int | None, before: Stamp) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from firewall_rules.backends import libnftables
 from firewall_rules.backends.base import ContainerBackend, FirewallError
 from firewall_rules.backends.fake import FakeContainerBackend, FakeTable
 from firewall_rules.backends.iptables_client import IptablesContainerBackend
@@ -93,16 +94,24 @@ def iptables_subject(namespace: Namespace, records: Path, started: list[Iptables
     params=[
         "fake",
         pytest.param("nftables", marks=pytest.mark.root),
+        pytest.param("nft-program", marks=pytest.mark.root),
         pytest.param("iptables", marks=pytest.mark.root),
     ]
 )
 def subject(
-    request: pytest.FixtureRequest, namespaces: Callable[[], Namespace], tmp_path: Path
+    request: pytest.FixtureRequest,
+    namespaces: Callable[[], Namespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Subject]:
     started: list[IptablesContainerBackend] = []
     match request.param:
         case "fake":
             yield fake_subject()
+        case "nft-program":
+            # A host that has the program and not the library.
+            monkeypatch.setattr(libnftables, "_library", lambda: None)
+            yield nftables_subject(namespaces(), tmp_path)
         case "nftables":
             yield nftables_subject(namespaces(), tmp_path)
         case _:
@@ -245,4 +254,18 @@ def test_a_value_of_another_form_is_refused_and_changes_nothing(subject: Subject
         subject.backend.update(KEY, subject.namespace, inbound=[opening])
     with pytest.raises(FirewallError, match="not a valid"):
         subject.backend.install(KEY, subject.namespace, attrs.evolve(POLICY, inbound=frozenset({opening})))
+    assert subject.backend.read(KEY, subject.namespace) == POLICY
+
+
+@pytest.mark.root
+def test_an_nft_that_does_nothing_is_not_believed(
+    namespaces: Callable[[], Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = nftables_subject(namespaces(), tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(libnftables.LibraryNft, "run", lambda _self, _commands: "")
+        with pytest.raises(FirewallError, match="no change"):
+            subject.backend.install(KEY, subject.namespace, POLICY)
+    assert subject.backend.read(KEY, subject.namespace) is None
+    subject.backend.install(KEY, subject.namespace, POLICY)
     assert subject.backend.read(KEY, subject.namespace) == POLICY
