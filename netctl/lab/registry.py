@@ -26,9 +26,13 @@ def labs_up(registry: Path = REGISTRY) -> tuple[str, ...]:
         for entry in registry.iterdir():
             with contextlib.suppress(OSError, UnicodeDecodeError):
                 directory = entry.read_text(encoding="utf-8").rstrip("\n")
-                if directory.startswith("/") and os.path.lexists(Path(directory, SPEC_FILE)):
+                if _is_lab(directory):
                     found.append(directory)
     return tuple(sorted(found))
+
+
+def _is_lab(directory: str) -> bool:
+    return directory.startswith("/") and os.path.lexists(Path(directory, SPEC_FILE))
 
 
 @contextlib.contextmanager
@@ -57,6 +61,16 @@ def registered(directory: str, registry: Path = REGISTRY) -> Iterator[Path]:
 def forget(file: Path) -> None:
     """Remove a lab's registry file, and the folders above it where that leaves them empty."""
     file.unlink(missing_ok=True)
+    _remove_stale(file.parent)
     for folder in (file.parent, file.parent.parent):
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def _remove_stale(registry: Path) -> None:
+    """Remove the files of labs whose directory was removed under them, unless a command is at work there."""
+    for entry in registry.iterdir():
+        with contextlib.suppress(OSError, UnicodeDecodeError), entry.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_lab(opened.read().decode().rstrip("\n")):
+                entry.unlink()

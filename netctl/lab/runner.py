@@ -109,11 +109,14 @@ def down(directory: str, tell: Tell = _silent) -> None:
     """Take a lab down: its containers, processes, namespaces and files.
 
     Raises:
-        NotFoundError: There is no lab in this directory.
+        NotFoundError: There is no lab in this directory, nor anything left of one.
         RefusedError: No root, or something would not go.
     """
     _need_root()
     spec = _load_spec(directory)
+    if spec is None and network.own_namespaces(directory):
+        # Its files were removed under it: everything else is known by its name or its arguments.
+        spec = LabSpec(directory)
     if spec is None:
         raise NotFoundError(f"there is no lab in {directory}", "see which are up with `netctl lab status`")
     with registry.registered(directory) as file:
@@ -373,6 +376,8 @@ class _Lab:
             (self._root / name).unlink(missing_ok=True)
         try:
             self._root.rmdir()
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise RefusedError(f"the lab's directory stays: {error}", "look at what else is in it") from error
 

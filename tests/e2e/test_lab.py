@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -157,6 +158,15 @@ def test_a_lab_whose_processes_were_all_killed_goes_too(lab: Lab) -> None:
     lab.down()
     assert trace(lab, (container,)) == NOTHING
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in running.processes), 5, "their end")
+
+
+def test_a_lab_whose_files_were_removed_goes_too(lab: Lab) -> None:
+    lab.up()
+    lab.run("web")
+    shutil.rmtree(lab.directory)
+    assert trace(lab).processes
+    lab.down()
+    assert trace(lab) == NOTHING
 
 
 def test_a_shell_in_a_nodes_namespace(standing: Lab) -> None:

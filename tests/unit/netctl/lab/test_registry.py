@@ -39,3 +39,13 @@ def test_what_is_no_lab_is_not_listed(tmp_path: Path) -> None:
     (folder / "relative").write_text("lab\n")
     (folder / "binary").write_bytes(b"\xff\xfe")
     assert registry.labs_up(folder) == ()
+
+
+def test_files_of_labs_that_are_gone_go_with_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "labs"
+    with registry.registered("/removed/under/it", folder):
+        pass
+    with registry.registered("/at/work", folder), registry.registered("/somewhere", folder) as file:
+        registry.forget(file)
+        # One that a command is at work on is no lab yet, and stays.
+        assert [entry.read_text() for entry in folder.iterdir()] == ["/at/work\n"]
