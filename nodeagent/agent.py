@@ -135,7 +135,7 @@ class Agent:
         self._welcome = False
         self._request = 0
         self._received_at = 0.0
-        self._told: tuple[int, int, tuple[NodeError, ...]] | None = None
+        self._told: tuple[int, int, bool, tuple[NodeError, ...]] | None = None
         self._reported: dict[str, ContainerStatus] = {}
         self._flusher = Flusher(desired)
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -164,8 +164,12 @@ class Agent:
         Raises:
             NetctlError: It cannot begin.
         """
+        began = self._monotonic()
         self._start_helper()
         self._work()
+        if self._host is not None and self._host.settled:
+            duration = round((self._monotonic() - began) * 1000, 3)
+            self._log.info("the host is as desired", count=self._host.writes, duration_ms=duration)
 
     def stop(self) -> None:
         """End `run` soon; may be called by a signal handler. Everything stays in force."""
@@ -419,14 +423,14 @@ class Agent:
         disk = self._flusher.error
         lasting = (NodeError("", disk, "make room on the node's disk"),) if disk else ()
         errors = (*errors, *lasting)
-        told = (held.epoch, held.revision, errors)
+        told = (held.epoch, held.revision, host.leftovers, errors)
         if told == self._told:
             return
         duration = (self._monotonic() - self._received_at) * 1000
-        if not self._link.send(Applied(held.epoch, held.revision, errors, duration)):
+        if not self._link.send(Applied(held.epoch, held.revision, errors, host.leftovers, duration)):
             return
         host.told()
-        self._told = (held.epoch, held.revision, (*host.errors(), *lasting))
+        self._told = (held.epoch, held.revision, host.leftovers, (*host.errors(), *lasting))
         self._log.debug("applied", revision=held.revision, duration_ms=round(duration, 3), count=len(errors))
         if held.index.header.block is None and not errors:
             self.removed = True

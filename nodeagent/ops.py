@@ -210,3 +210,16 @@ def ordered(operations: Iterable[Op]) -> tuple[Op, ...]:
 
 OPS: Mapping[str, type] = {kind.__name__: kind for kind in ORDER}
 """Every operation by its name, for the privileged child's typed messages."""
+
+
+_TAKING = (DeleteBridge, DeleteTunnel, DeleteRoute, DeleteHostRules, DeletePort, RemoveContainer)
+_REPLACING = (SetHostRules, SetContainerRules)
+
+
+def takes_away(operation: Op) -> bool:
+    """Tell whether something may stay in the kernel that should not, if `operation` is not done."""
+    if isinstance(operation, UpdateHostRules):
+        return bool(operation.bindings_removed or operation.pairs_removed or operation.tunnels_removed)
+    if isinstance(operation, UpdateContainerRules):
+        return bool(operation.inbound_removed or operation.outbound_removed)
+    return isinstance(operation, _TAKING + _REPLACING)

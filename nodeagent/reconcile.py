@@ -37,6 +37,7 @@ from nodeagent.ops import (
     SetTunnel,
     StartContainer,
     StopContainer,
+    takes_away,
 )
 from nodeagent.removal import take_out
 from nodeagent.target import ENDED, FORWARDING, troubles
@@ -80,6 +81,7 @@ class Reconciler:
         writes: Operations sent to the helper so far.
         looks: How often the whole host was read.
         look_seconds: How long the last time took.
+        leftovers: Something that was to be taken away may still be there.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Reconciler:
         self.writes = 0
         self.looks = 0
         self.look_seconds = 0.0
+        self.leftovers = False
         self._helper = helper
         self._facts = facts
         self._found = dict(found or {})
@@ -195,6 +198,7 @@ class Reconciler:
                 clean = self._pass()
         except KernelError as error:
             self._note(NodeError("", f"cannot read this host's state: {error.message}", error.remedy))
+            self.leftovers = True
             self._stale = True
             self._scope = Scope()
             clean = False
@@ -216,6 +220,7 @@ class Reconciler:
         self._scope = Scope()
         if everything:
             self._failed.clear()
+            self.leftovers = False
         results = self._apply(operations)
         clean = all(not error for error in results)
         if clean and everything:
@@ -292,6 +297,7 @@ class Reconciler:
         self.writes += taken.writes
         self._scope = Scope()
         self._asked.clear()
+        self.leftovers = bool(taken.left)
         for text in taken.left:
             self._note(NodeError("", text, "see what is left with `ip link` and `nft list tables`"))
         return not taken.left
@@ -392,6 +398,7 @@ class Reconciler:
 
     def _failure(self, operation: Op, error: str) -> None:
         subject = self._subject(operation)
+        self.leftovers = self.leftovers or takes_away(operation)
         if error.startswith(NOT_TRIED) and self._failed:
             return
         self._log.warning("operation failed", operation=type(operation).__name__, error=error)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.support.netns import Namespace
 
@@ -70,6 +71,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") == "true":
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped in CI: {report.longrepr}"
+
+
+@pytest.fixture(autouse=True)
+def _logs_go_where_this_test_sees_them() -> Iterator[None]:
+    """Forget where a test had the log written: that stream ends with the test."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def _applied(hub: Hub, peer: Peer, applied: Applied) -> None:
     hub.seen[peer.name] = attrs.evolve(
         hub.seen[peer.name], applied=applied.revision, errors=applied.errors, last_seen=hub.clock()
     )
-    if applied.errors:
+    if applied.leftovers:
         hub.after(lambda: hub.reported(peer.name), lambda _error: hub.reported(peer.name))
         return
     decision = hub.journal.decide(Acknowledge(peer.name, applied.revision), hub.clock())

@@ -538,12 +538,15 @@ class Applied:
     """Node to broker: observed equals desired at `revision`, but for `errors`.
 
     Attributes:
+        leftovers: Something that was taken away by then may still be in the kernel, so what it used (an
+            address, a block) must not be given out again.
         milliseconds: From receiving the revision to here.
     """
 
     epoch: Revision
     revision: Revision
     errors: Annotated[tuple[NodeError, ...], msgspec.Meta(max_length=1024)] = ()
+    leftovers: bool = False
     milliseconds: Annotated[float, msgspec.Meta(ge=0, le=2**40)] = 0.0
 
 

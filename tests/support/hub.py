@@ -127,7 +127,7 @@ class Talker:
 
 
 class FakeNode(Talker):
-    """A node's agent that applies what it is told at once, unless `holding`, with `errors`."""
+    """A node's agent that applies what it is told at once, unless `holding`, and reports its `errors`."""
 
     def __init__(self, house: House, keys: KeyPair, its_facts: NodeFacts) -> None:
         super().__init__(house, keys, "node")
@@ -137,6 +137,7 @@ class FakeNode(Talker):
         self.revision = 0
         self.holding = False
         self.errors: tuple[NodeError, ...] = ()
+        self.leftovers = False
 
     def hello(self) -> None:
         held = digest(self.state) if self.state is not None else ""
@@ -160,7 +161,7 @@ class FakeNode(Talker):
                 self.applied()
 
     def applied(self) -> None:
-        self.house.queue(self, self.seal(Applied(self.epoch, self.revision, self.errors), 0))
+        self.house.queue(self, self.seal(Applied(self.epoch, self.revision, self.errors, self.leftovers), 0))
 
 
 class House:

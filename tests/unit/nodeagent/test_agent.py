@@ -178,6 +178,25 @@ def test_what_failed_is_tried_again_at_once_then_ever_more_slowly(life: Life, no
     assert (life.link.applied.revision, life.link.applied.errors) == (11, ())
 
 
+def test_only_what_could_not_be_taken_away_is_a_leftover(life: Life, node: FakeNode) -> None:
+    settled(life)
+    opened = permit(WEB.address, "10.2.0.9")
+    node.layer1.fail_next = ["no memory"] * 2
+    life.link.say(Update(1, 10, 11, NodeDelta(permits=(opened,))))
+    life.turn()
+    assert (len(life.link.applied.errors), life.link.applied.leftovers) == (1, False)
+    life.clock += 0.5
+    life.turn()
+    assert (life.link.applied.errors, life.link.applied.leftovers) == ((), False)
+    node.layer1.fail_next = ["no memory"] * 2
+    life.link.say(Update(1, 11, 12, NodeDelta(permits_removed=(opened,))))
+    life.turn()
+    assert (len(life.link.applied.errors), life.link.applied.leftovers) == (1, True)
+    life.clock += 0.5
+    life.turn()
+    assert (life.link.applied.errors, life.link.applied.leftovers) == ((), False)
+
+
 def test_no_link_comes_up_without_its_firewall(node: FakeNode) -> None:
     life = Life(node)
     life.agent.begin()
