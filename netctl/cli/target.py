@@ -141,3 +141,5 @@ def notice(waiting_for: str, after: float = NOTICE_AFTER) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        # One that has begun to speak finishes before what comes next does.
+        timer.join()
