@@ -14,7 +14,6 @@ from typing import Final
 from firewall_rules import names
 
 _ROOT = Path("/proc/sys")
-_IPV6 = _ROOT / "net/ipv6"
 
 _HOST: Final = (
     "net/ipv4/ip_forward",
@@ -74,5 +73,12 @@ def read(devices: Iterable[str]) -> dict[str, str]:
 
 
 def _without_ipv6(path: str) -> bool:
-    """Tell whether `path` disables IPv6 on a kernel that has none: done already."""
-    return path.endswith("/disable_ipv6") and not _IPV6.exists()
+    """Tell whether `path` disables IPv6 on a device that has none: done already.
+
+    A kernel may lack IPv6, and any kernel takes it from a device whose MTU is below IPv6's minimum of 1,280
+    bytes (RFC 8200; addrconf_notify in net/ipv6/addrconf.c), with the device's settings.
+    """
+    if not path.endswith("/disable_ipv6"):
+        return False
+    device = path.split("/")[3]
+    return (_ROOT / "net/ipv4/conf" / device).exists() and not (_ROOT / path).exists()

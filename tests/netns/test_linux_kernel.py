@@ -24,6 +24,7 @@ from nodeagent.ops import (
     SetEnd,
     SetPort,
     SetRoute,
+    SetSysctl,
     SetTunnel,
 )
 from tests.support.kernels import KernelIn, OverlayNode
@@ -69,6 +70,20 @@ def test_port_that_someone_changed_is_mended(kernel: KernelIn, node: Namespace, 
     )
     kernel.done(SetPort(ID, PORT, END), namespaces=ids)
     assert kernel.observe(ids).ports[PORT.device] == PORT
+
+
+def test_a_bridge_too_small_for_ipv6_counts_as_one_without_it(kernel: KernelIn) -> None:
+    path = f"net/ipv6/conf/{names.BRIDGE}/disable_ipv6"
+    kernel.done(SetBridge(BRIDGE))
+    assert kernel.observe({}).sysctls[path] == "0"
+    kernel.done(SetBridge(attrs.evolve(BRIDGE, mtu=1230)))
+    assert kernel.observe({}).sysctls[path] == "1"
+    kernel.done(SetSysctl(path, "1"))
+    # The control: with room for IPv6 it is back, open, and closed by the setting.
+    kernel.done(SetBridge(BRIDGE))
+    assert kernel.observe({}).sysctls[path] == "0"
+    kernel.done(SetSysctl(path, "1"))
+    assert kernel.observe({}).sysctls[path] == "1"
 
 
 def test_end_that_someone_changed_is_mended(kernel: KernelIn, namespaces: Make) -> None:
