@@ -6,6 +6,8 @@ It ends with 0 only if every step came out as said, and nothing was left behind.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from netctl.lab import confine, network, processes, registry, runner, topology
 from netctl.lab.demo_story import Story, UnexpectedError
 
 DIRECTORY = registry.RUNTIME / "demo"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OUR_LINKS = (names.BRIDGE, names.PORT_PREFIX, names.TUNNEL_PREFIX, topology.UNDERLAY_BRIDGE)
 
 
@@ -77,7 +80,18 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _end_on_sigterm(*_: object) -> None:
+def _ignore(*_: object) -> None:
+    return
+
+
+def _end(*_: object) -> None:
+    """Have the lab taken down; whoever presses Ctrl-C again, or closes the terminal, does not stop that."""
+    for number in ENDING:
+        # No SIG_IGN, which the programs that clear away would inherit.
+        signal.signal(number, _ignore)
+    with contextlib.suppress(PermissionError):
+        # A terminal's Ctrl-C goes to its foreground group, whose programs would end of it.
+        os.setpgid(0, 0)
     raise KeyboardInterrupt
 
 
@@ -86,7 +100,8 @@ def main(argv: Sequence[str]) -> int:
     options = _arguments(argv)
     keep, directory = options.keep, options.dir.resolve()
     console = Console(highlight=False)
-    signal.signal(signal.SIGTERM, _end_on_sigterm)
+    for number in ENDING:
+        signal.signal(number, _end)
     try:
         _clear_away(directory)
         before = _listing(directory)
@@ -97,7 +112,8 @@ def main(argv: Sequence[str]) -> int:
             raise
         finally:
             if not keep:
-                console.print("\ntaking the lab down", style="dim")
+                with contextlib.suppress(OSError):
+                    console.print("\ntaking the lab down", style="dim")
                 _clear_away(directory)
         if keep:
             _try_next(console, directory)

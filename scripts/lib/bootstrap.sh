@@ -35,6 +35,12 @@ find_python() {
     die "Python 3.11 or later is needed (apt-get install python3)"
 }
 
+# fill_venv PYTHON DIRECTORY: a virtual environment with pip in it; one that was interrupted is completed.
+fill_venv() {
+    "$2/bin/python" -m pip --version >/dev/null 2>&1 || "$1" -m venv "$2" ||
+        die "no virtual environment could be made with $1"
+}
+
 # make_venv EXTRA: the virtual environment in the checkout, renewed when what it is made from changes.
 make_venv() {
     local extra=$1 base stamp
@@ -44,7 +50,7 @@ make_venv() {
     if [[ -x $python ]] && grep -qx "$stamp all" "$root/.venv/.made" 2>/dev/null && [[ $extra == all ]]; then return; fi
     if [[ -x $python ]] && grep -qx "$stamp dev" "$root/.venv/.made" 2>/dev/null; then return; fi
     say "making the virtual environment .venv (a minute)"
-    [[ -x $python ]] || "$base" -m venv "$root/.venv" || die "no virtual environment could be made with $base"
+    fill_venv "$base" "$root/.venv"
     "$python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$extra]" >&2 ||
         die "pip could not install netctl[$extra]; its message is above"
     printf '%s %s\n' "$stamp" "$extra" >"$root/.venv/.made"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from netctl.lab import network
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -40,3 +43,24 @@ def test_every_step_comes_out_as_said(tmp_path: Path) -> None:
         place = done.stdout.find(text, place)
         assert place >= 0, f"{text!r} does not come, or not in its order:\n{done.stdout}"
     assert not (tmp_path / "lab").exists()
+
+
+def test_interrupted_twice_it_still_takes_its_lab_down(tmp_path: Path) -> None:
+    lab = tmp_path / "lab"
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "netctl.lab.demo", "--dir", str(lab)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert demo.stdout is not None
+    said = ""
+    for line in demo.stdout:
+        said += line
+        if "web runs on" in line:
+            assert lab.exists()
+            demo.send_signal(signal.SIGHUP)
+        elif "taking the lab down" in line:
+            demo.send_signal(signal.SIGINT)
+    assert demo.wait(timeout=60) == 130, said
+    assert "taking the lab down" in said
+    assert not lab.exists()
+    assert not network.own_namespaces(str(lab))
