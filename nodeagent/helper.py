@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     engines: list[Engine] = []
     try:
+        # The firewalls first: they keep descriptors that hundreds of containers would take.
+        host_backend = NftablesHostBackend(options.run_dir)
+        container_backend = _container_backend(options.firewall, options.run_dir)
         if options.process_engine:
             engines.append(
                 ProcessEngine(
@@ -67,12 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     masked=(options.run_dir.absolute(), *options.mask),
                 )
             )
-        host = Host(
-            LinuxKernel(),
-            _container_backend(options.firewall, options.run_dir),
-            NftablesHostBackend(options.run_dir),
-            engines,
-        )
+        host = Host(LinuxKernel(), container_backend, host_backend, engines)
         sock = socket.socket(fileno=options.socket_fd)
         HelperServer(sock, host, LinkWatch(), options.underlay).serve()
     except (NetctlError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,6 +18,10 @@ _OUTPUT_NUMERIC: Final = (1 << 7) | (1 << 8) | (1 << 9) | (1 << 10)
 """nftables/libnftables.h: NFT_CTX_OUTPUT_NUMERIC_PROTO, _PRIO, _SYMBOL and _TIME."""
 _NOT_THERE: Final = "No such file or directory"
 _PROGRAM_TIMEOUT: Final = 30
+_FD_SETSIZE: Final = 1024
+"""Descriptors that select(2) takes are below this."""
+_CONTEXTS_OPEN: Final = 72
+"""More than are ever open at a time: the keeper's doors, the host's, and one in a throwaway namespace."""
 
 
 class Nft(Protocol):
@@ -73,6 +78,48 @@ def open_nft() -> Nft:
     return ProgramNft()
 
 
+class _LowDescriptors:
+    """Descriptor numbers kept for libnftables, which waits by select(2): from 1,024 on it would abort us.
+
+    Each number is held by /dev/null until a context wants it. A process with hundreds of containers has
+    thousands of descriptors, and the lowest free number goes to whoever asks next.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[int] = []
+
+    def keep(self) -> None:
+        """Hold as many as contexts are ever open at a time."""
+        while len(self._held) < _CONTEXTS_OPEN:
+            self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def lend(self) -> None:
+        """Let the next descriptor that is opened be a low one.
+
+        Raises:
+            FirewallError: There is none any more.
+        """
+        if self._held:
+            os.close(self._held.pop())
+        lowest = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        os.close(lowest)
+        if lowest >= _FD_SETSIZE:
+            raise FirewallError("too many files are open for libnftables")
+
+    def take_back(self) -> None:
+        """Hold a number again, now that a context was closed."""
+        if len(self._held) < _CONTEXTS_OPEN:
+            self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+
+_low_descriptors: Final = _LowDescriptors()
+
+
+def keep_low_descriptors() -> None:
+    """Keep what libnftables needs. Call it before many descriptors are opened; done twice, it is no error."""
+    _low_descriptors.keep()
+
+
 @cache
 def _library() -> Any:
     name = ctypes.util.find_library("nftables")
@@ -101,8 +148,10 @@ class LibraryNft:
 
     def __init__(self, library: Any) -> None:
         self._library = library
+        _low_descriptors.lend()
         self._context = library.nft_ctx_new(0)
         if not self._context:
+            _low_descriptors.take_back()
             raise FirewallError("libnftables makes no context")
         library.nft_ctx_output_set_flags(self._context, _OUTPUT_JSON | _OUTPUT_NUMERIC)
         if library.nft_ctx_buffer_output(self._context) or library.nft_ctx_buffer_error(self._context):
@@ -124,6 +173,7 @@ class LibraryNft:
         if self._context:
             self._library.nft_ctx_free(self._context)
             self._context = None
+            _low_descriptors.take_back()
 
 
 class ProgramNft:

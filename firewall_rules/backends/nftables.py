@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from firewall_rules.backends.base import FirewallError
-from firewall_rules.backends.libnftables import open_nft, why_no_nft
+from firewall_rules.backends.libnftables import keep_low_descriptors, open_nft, why_no_nft
 from firewall_rules.backends.namespaces import in_scratch_namespace
 from firewall_rules.backends.nftables_keeper import Doors, References, TableKeeper
 from firewall_rules.backends.nftables_text import install_text
@@ -44,6 +44,7 @@ class NftablesContainerBackend:
 
     def __init__(self, records: Path | None = None) -> None:
         directory = None if records is None else records / "nftables"
+        keep_low_descriptors()
         self._records = Records(directory, ContainerPolicy, ContainerChange)
         self._doors = Doors()
         self._references = References(compile_container(_SAMPLE_CONTAINER))
@@ -108,6 +109,7 @@ class NftablesHostBackend:
 
     def __init__(self, records: Path | None = None) -> None:
         directory = None if records is None else records / "nftables"
+        keep_low_descriptors()
         self._keeper = TableKeeper(
             _HOST_KEY,
             Doors(),
