@@ -186,6 +186,8 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
                 "prerouting",
                 (
                     rule(Jump("from_our_bridge"), from_bridge),
+                    # What a port brings is the bridge's: by itself it came past the bridge table.
+                    rule("drop", _FROM_PORT),
                     rule("drop", _FROM_TUNNEL, _NOT_IPV4),
                     rule("drop", _FROM_TUNNEL, InSet(("in_device", "source"), "tunnels", negated=True)),
                     rule(

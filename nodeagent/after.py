@@ -82,7 +82,10 @@ def _(_operation: DeleteBridge, observed: HostState) -> HostState:
         bridge=None,
         sysctls=_sysctls_without(observed.sysctls, names.BRIDGE),
         routes=_routes_without_source(observed.routes, observed.bridge.address),
-        ports={device: attrs.evolve(port, on_bridge=False) for device, port in observed.ports.items()},
+        ports={
+            device: attrs.evolve(port, on_bridge=False, guarded=False)
+            for device, port in observed.ports.items()
+        },
     )
 
 

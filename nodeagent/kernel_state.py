@@ -79,12 +79,18 @@ class Route:
 
 @attrs.frozen
 class ContainerPort:
-    """The host's end of a container's veth pair, a port of the bridge."""
+    """The host's end of a container's veth pair, a port of the bridge.
+
+    Attributes:
+        guarded: Whether every frame from it passes the bridge's rules, those to the bridge group addresses
+            too, and the bridge knows the container's Ethernet address by us, not by what it is sent.
+    """
 
     device: str
     mtu: int
     up: bool = True
     on_bridge: bool = True
+    guarded: bool = True
 
 
 @attrs.frozen

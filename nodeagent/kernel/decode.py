@@ -31,12 +31,21 @@ _IFLA_MASTER = 10
 _IFLA_LINKINFO = 18
 _INFO_KIND = 1
 _INFO_DATA = 2
+_INFO_SLAVE_DATA = 5
+_BRPORT_LEARNING = 8
+_BRPORT_UNICAST_FLOOD = 9
+_BRPORT_MCAST_FLOOD = 27
+_BRPORT_GROUP_FWD_MASK = 31
 _GRE_LOCAL = 6
 _GRE_REMOTE = 7
 _VXLAN_ID = 1
 _VXLAN_GROUP = 2
 _VXLAN_LOCAL = 4
 _VXLAN_PORT = 15
+
+ALL_GROUPS: Final = 0xFFFD
+"""Forward frames to all bridge group addresses (01:80:c2:00:00:0x, one bit each) but the one for pauses,
+which the kernel always drops. What is not forwarded goes past the bridge's rules (net/bridge/br_input.c)."""
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
@@ -77,6 +86,7 @@ class Link:
         peer: Index of a veth's other end, in whatever namespace that is.
         kind: As in ``ip link add type``; empty for hardware.
         local: Of a tunnel, as `remote`, `vni` and `port`.
+        guarded: Of a port of a bridge: see `nodeagent.kernel_state.ContainerPort`.
     """
 
     index: int
@@ -91,6 +101,7 @@ class Link:
     remote: str = ""
     vni: int = 0
     port: int = 0
+    guarded: bool = False
 
 
 def link(body: bytes) -> Link:
@@ -121,6 +132,14 @@ def link(body: bytes) -> Link:
         remote=remote,
         vni=vni,
         port=port,
+        guarded=_INFO_SLAVE_DATA in info and _guarded(attributes(info[_INFO_SLAVE_DATA])),
+    )
+
+
+def _guarded(port: dict[int, bytes]) -> bool:
+    off = (_BRPORT_LEARNING, _BRPORT_UNICAST_FLOOD, _BRPORT_MCAST_FLOOD)
+    return _number(port.get(_BRPORT_GROUP_FWD_MASK)) == ALL_GROUPS and all(
+        port.get(number) == b"\0" for number in off
     )
 
 

@@ -141,7 +141,7 @@ class FakeKernel:
         self._drop_routes_from(self.bridge)
         self._drop_sysctls_of(names.BRIDGE)
         self.bridge = None
-        self.ports = {d: attrs.evolve(p, on_bridge=False) for d, p in self.ports.items()}
+        self.ports = {d: attrs.evolve(p, on_bridge=False, guarded=False) for d, p in self.ports.items()}
 
     @_do.register
     def _(self, operation: SetTunnel, _namespaces: Mapping[str, int]) -> None:

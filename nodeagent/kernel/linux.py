@@ -172,8 +172,14 @@ class LinuxKernel:
         for operation in operations:
             namespace = namespaces.get(operation.container)
             batches.append([] if namespace is None else self._port_messages(operation, bridge, namespace))
+        made = self._send(batches)
+        batches = [
+            self._guard_messages(operation) if batch and refusal is None else []
+            for operation, batch, refusal in zip(operations, batches, made, strict=True)
+        ]
+        guarded = self._send(batches)
         errors = []
-        for operation, refusal in zip(operations, self._send(batches), strict=True):
+        for operation, refusal in zip(operations, map(_first, zip(made, guarded, strict=True)), strict=True):
             if operation.container not in namespaces:
                 errors.append(_NO_NAMESPACE)
             elif refusal is not None and refusal.number == errno.EXFULL:
@@ -193,7 +199,14 @@ class LinuxKernel:
         if end is None or end.peer != index:
             # Its far end is gone or renamed, and a new one needs a new pair.
             return [netlink.delete_link(port.device), create]
-        return [netlink.set_link(port.device, mtu=port.mtu, master=bridge)]
+        return [netlink.port_down(port, bridge)]
+
+    def _guard_messages(self, operation: SetPort) -> list[bytes]:
+        index = self._channel.index(operation.port.device)
+        return [
+            netlink.fix_port_address(index, operation.end.mac),
+            netlink.guard_port(operation.port),
+        ]
 
     def _set_ends(self, operations: Sequence[SetEnd], namespaces: Mapping[str, int]) -> list[str]:
         errors = []

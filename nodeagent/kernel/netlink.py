@@ -19,6 +19,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from firewall_rules import names
+from nodeagent.kernel.decode import ALL_GROUPS
 from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
 
 NEWLINK: Final = 16
@@ -42,12 +43,15 @@ _CREATE = 0x400
 
 _IFF_UP = 1
 _AF_INET = 2
+_AF_BRIDGE = 7
 _TABLE_MAIN = 254
 _SCOPE_LINK = 253
 _UNICAST = 1
 _PROTOCOL_BOOT = 3
 _ONLINK = 4
+_NUD_NOARP = 0x40
 _NUD_PERMANENT = 0x80
+_NTF_MASTER = 0x04
 _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS: counters are most of a link's dump
 _TTL = 64  # fixed, since a tunnel that inherits the inner TTL cannot have its path MTU discovered
 
@@ -133,22 +137,21 @@ def set_bridge(bridge: Bridge) -> bytes:
 
 
 @functools.lru_cache(maxsize=64)
-def set_link(device: str, *, mtu: int = 0, mac: str = "", master: int = 0) -> bytes:
-    """Bring a link up; with `mtu`, `mac` and on the bridge of index `master`, where given."""
+def set_link(device: str, *, mtu: int = 0, mac: str = "") -> bytes:
+    """Bring a link up; with `mtu` and `mac` where given."""
     attributes: list[tuple[str, Any]] = [("IFLA_IFNAME", device)]
     if mtu:
         attributes.append(("IFLA_MTU", mtu))
     if mac:
         attributes.append(("IFLA_ADDRESS", mac))
-    if master:
-        attributes.append(("IFLA_MASTER", master))
     return _link(NEWLINK, 0, attributes, up=True)
 
 
 def create_port(port: ContainerPort, end: ContainerEnd, bridge: int, namespace: int) -> bytes:
-    """Make a veth pair: near end up on the bridge of index `bridge`, far end down in `namespace`.
+    """Make a veth pair, both ends down: near end on the bridge of index `bridge`, far end in `namespace`.
 
-    The far end must not be up here (the kernel answers ENOTCONN). The near end has an address of its
+    The far end must not be up here (the kernel answers ENOTCONN), the near end not before `guard_port` has
+    brought it up: a port that comes up takes what it is sent. The near end has an address of its
     own choosing by us too, since udev replaces random ones a moment later.
 
     Raises:
@@ -183,10 +186,57 @@ def _port_template(mtu: int, end_mtu: int, bridge: int) -> _Template:
             ("IFLA_MASTER", bridge),
             _link_info("veth", [("VETH_INFO_PEER", {"attrs": peer})]),
         ],
-        up=True,
     )
     namespace = struct.pack("=I", _SOME_NAMESPACE)
     return _Template(message, _SOME_DEVICE.encode(), _mac(near), _mac(far), namespace)
+
+
+def port_down(port: ContainerPort, bridge: int) -> bytes:
+    """Bring a port down, with its MTU, on the bridge of index `bridge`: `guard_port` follows."""
+    attributes = [("IFLA_IFNAME", port.device), ("IFLA_MTU", port.mtu), ("IFLA_MASTER", bridge)]
+    return _message(ifinfmsg, NEWLINK, 0, attributes, change=_IFF_UP)
+
+
+def guard_port(port: ContainerPort) -> bytes:
+    """Bring a port up, with the settings that leave a container no way past the bridge's rules.
+
+    A frame to a bridge group address would otherwise go to the host itself, past every rule, and the bridge
+    would believe its source; a frame for an address that the bridge does not know, to every container.
+    """
+    return _guard_template().fill(port.device.encode())
+
+
+@functools.cache
+def _guard_template() -> _Template:
+    settings = [
+        ("IFLA_BRPORT_LEARNING", 0),
+        ("IFLA_BRPORT_UNICAST_FLOOD", 0),
+        ("IFLA_BRPORT_MCAST_FLOOD", 0),
+        ("IFLA_BRPORT_GROUP_FWD_MASK", ALL_GROUPS),
+    ]
+    as_port = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": settings})]
+    attributes = [("IFLA_IFNAME", _SOME_DEVICE), ("IFLA_LINKINFO", {"attrs": as_port})]
+    return _Template(_link(NEWLINK, 0, attributes, up=True), _SOME_DEVICE.encode())
+
+
+def fix_port_address(index: int, mac: str) -> bytes:
+    """Have the bridge know that `mac` is behind the port of `index`, and behind no other."""
+    return _port_address_template().fill(struct.pack("=i", index), _mac(mac))
+
+
+@functools.cache
+def _port_address_template() -> _Template:
+    message = _message(
+        ndmsg,
+        NEWNEIGH,
+        _CREATE | _REPLACE,
+        [("NDA_LLADDR", _SOME_MACS[0])],
+        family=_AF_BRIDGE,
+        ifindex=_SOME_NAMESPACE,
+        state=_NUD_NOARP,
+        flags=_NTF_MASTER,
+    )
+    return _Template(message, struct.pack("=i", _SOME_NAMESPACE), _mac(_SOME_MACS[0]))
 
 
 def near_mac(end_mac: str) -> str:

@@ -43,6 +43,7 @@ def read_links(channel: Channel, namespaces: Mapping[str, int]) -> Links:
                 mtu=link.mtu,
                 up=link.up,
                 on_bridge=bridge is not None and link.master == bridge.index,
+                guarded=link.guarded,
             )
             for name, link in ours.items()
             if name.startswith(names.PORT_PREFIX)

@@ -252,7 +252,7 @@ def test_ports_leave_the_bridge_when_it_goes(node: Node) -> None:
     container = attach(node)
     done(node, DeleteBridge())
     port, end = port_of(container)
-    assert seen(node).ports == {port.device: attrs.evolve(port, on_bridge=False)}
+    assert seen(node).ports == {port.device: attrs.evolve(port, on_bridge=False, guarded=False)}
     done(node, SetBridge(BRIDGE), SetPort(container, port, end))
     assert seen(node).ports == {port.device: port}
 

@@ -28,7 +28,16 @@ from nodeagent.ops import (
     SetTunnel,
 )
 from tests.support.kernels import KernelIn, OverlayNode
-from tests.support.netns import Namespace, address, ping_passes, udp_passes, veth, wait_for
+from tests.support.netns import (
+    Namespace,
+    address,
+    ethernet,
+    ping_passes,
+    send_frames,
+    udp_passes,
+    veth,
+    wait_for,
+)
 
 pytestmark = pytest.mark.root
 
@@ -66,10 +75,40 @@ def test_port_that_someone_changed_is_mended(kernel: KernelIn, node: Namespace, 
     ids = attach(kernel, namespaces())
     node.ip("link", "set", PORT.device, "nomaster", "down", "mtu", "1300")
     assert kernel.observe(ids).ports[PORT.device] == ContainerPort(
-        PORT.device, 1300, up=False, on_bridge=False
+        PORT.device, 1300, up=False, on_bridge=False, guarded=False
     )
     kernel.done(SetPort(ID, PORT, END), namespaces=ids)
     assert kernel.observe(ids).ports[PORT.device] == PORT
+
+
+@pytest.mark.parametrize("setting", ["learning on", "flood on", "mcast_flood on", "group_fwd_mask 0"])
+def test_a_port_that_lost_a_guard_is_mended(
+    kernel: KernelIn, node: Namespace, namespaces: Make, setting: str
+) -> None:
+    ids = attach(kernel, namespaces())
+    node.ip("link", "set", PORT.device, "type", "bridge_slave", *setting.split())
+    assert kernel.observe(ids).ports[PORT.device] == attrs.evolve(PORT, guarded=False)
+    kernel.done(SetPort(ID, PORT, END), namespaces=ids)
+    assert kernel.observe(ids).ports[PORT.device] == PORT
+
+
+def test_the_bridge_learns_no_address_from_a_container(
+    kernel: KernelIn, node: Namespace, namespaces: Make
+) -> None:
+    container = namespaces()
+    attach(kernel, container)
+    # Not even by frames to the bridge group addresses, which the kernel lets past a bridge's rules.
+    frames = [
+        ethernet(f"01:80:c2:00:00:{group:02x}", "02:00:00:00:00:09", 0x0800, b"x" * 50) for group in range(16)
+    ]
+    send_frames(container, "eth0", frames)
+    known = node.run("bridge", "fdb", "show", "br", names.BRIDGE)
+    assert f"{END.mac} dev {PORT.device} master {names.BRIDGE} static" in known
+    assert "02:00:00:00:00:09" not in known
+    # The control: those frames are learnt from as soon as the port is as the kernel makes it.
+    node.ip("link", "set", PORT.device, "type", "bridge_slave", "learning", "on", "group_fwd_mask", "0")
+    send_frames(container, "eth0", frames)
+    assert "02:00:00:00:00:09" in node.run("bridge", "fdb", "show", "br", names.BRIDGE)
 
 
 def test_a_bridge_too_small_for_ipv6_counts_as_one_without_it(kernel: KernelIn) -> None:
@@ -348,7 +387,7 @@ def test_containers_of_one_node_and_of_two_reach_each_other(namespaces: Make) ->
         nodes[0].attach(web, 2)
         api_address = nodes[0].attach(api, 3)
         database_address = nodes[1].attach(database, 2)
-        assert ping_passes(web, api_address)
+        assert ping_passes(web, api_address, seconds=5)
         assert not ping_passes(web, database_address)  # the control: no tunnel yet
         nodes[0].tunnel_to(nodes[1], "vxlan")
         nodes[1].tunnel_to(nodes[0], "vxlan")
