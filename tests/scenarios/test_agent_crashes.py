@@ -159,15 +159,18 @@ def test_a_crash_at_every_operation_leaves_nothing_that_the_next_run_does_not_me
                 # Once more: nothing is left to do. A node that left deletes its tables to be sure.
                 assert world.run(None, broker=broker, told=False) == 0
             runs += 1
+    record_property("crash", "at every operation")
+    record_property("command", command)
     record_property("operations", operations)
     record_property("crashes", runs)
-    print(f"{command}: {operations} operations x {runs} crashes")  # noqa: T201 - the counts are the point
 
 
-@pytest.mark.parametrize("command", ["attach", "detach", "node leave"])
-def test_a_crash_of_the_run_that_mends_a_crash_is_mended_too(tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_crash_of_the_run_that_mends_a_crash_is_mended_too(
+    tmp_path: Path, command: str, record_property: Callable[[str, object], None]
+) -> None:
     expected, operations = finished(tmp_path / "whole", command)
-    names = itertools.count()
+    names, runs = itertools.count(), 0
     for first in itertools.product(range(operations), ("before", "after")):
         second = 0
         while True:
@@ -179,6 +182,11 @@ def test_a_crash_of_the_run_that_mends_a_crash_is_mended_too(tmp_path: Path, com
             if not crashed:
                 break
             second += 1
+            runs += 1
+    record_property("crash", "again in the run that mends the first")
+    record_property("command", command)
+    record_property("operations", operations)
+    record_property("crashes", runs)
 
 
 def test_an_agent_started_again_with_nothing_changed_writes_nothing(tmp_path: Path) -> None:
