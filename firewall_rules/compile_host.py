@@ -4,11 +4,18 @@ It is per pair and never per port: later fragments carry no ports. The bridge ta
 send as frames, before anyone believes an address in them. This kernel family cannot always tell one
 bridge from another there, so our ports are known by their names; what the bridge table has bound to its
 port carries a mark into the inet table, without which nothing that comes in by our bridge goes on.
+
+What a packet costs is the questions it is asked, so every chain asks first what a connection's packets
+answer with yes. Connection tracking is only for what leaves through the NAT and for the resolver: between
+two containers, and around them in a tunnel, no answer depends on it, so they take no place in its table.
 """
 
 from __future__ import annotations
 
 from ipaddress import IPv4Network
+from typing import Literal
+
+import attrs
 
 from firewall_rules.compile_container import (
     FILTER_PRIORITY,
@@ -54,6 +61,9 @@ _NOT_IPV4 = Match("family", ("ipv4",), negated=True)
 _TCP_OR_UDP = Match("protocol", (PROTOCOLS["tcp"], PROTOCOLS["udp"]))
 _FROM_PEER_BLOCK = InSet(("in_device", "source"), "tunnels")
 _TO_PEER_BLOCK = InSet(("out_device", "destination"), "tunnels")
+_UNTRACKED = Match("flow_state", ("untracked",))
+_GRE = Match("protocol", (PROTOCOLS["gre"],))
+_FROM_VXLAN_PEER = InSet(("source", "vxlan_vni"), "vxlan_peers")
 _DROP = rule("drop")
 
 
@@ -91,12 +101,7 @@ def _bridge_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: E
             Chain(
                 "from_port",
                 (
-                    # A VLAN tag and IPv6 are other Ethernet types, and go here.
-                    rule("drop", Match("ether_type", ("ip", "arp"), negated=True)),
-                    Rule(
-                        (InSet(("in_device", "ether_source", "source"), "bindings"),),
-                        (SetMark(PORT_MARK), "accept"),
-                    ),
+                    # IPv6 and what else is no IPv4 goes past both to the end.
                     rule(
                         "accept",
                         _ARP,
@@ -118,7 +123,6 @@ def _bridge_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: E
             Chain(
                 "from_host",
                 (
-                    rule("accept", _PAIR),
                     rule("accept", *icmp(*ICMP_ERRORS)),
                     rule("accept", internet("source")),
                     *(rule("accept", Match("source", (a,)), _TCP_OR_UDP) for a in resolver),
@@ -129,7 +133,6 @@ def _bridge_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: E
             Chain(
                 "to_host",
                 (
-                    rule("accept", _PAIR),
                     rule("accept", internet("destination")),
                     *(rule("accept", Match("destination", (a,)), _TCP_OR_UDP) for a in resolver),
                     rule("accept", _ARP, Match("arp_destination", (policy.address,))),
@@ -138,7 +141,17 @@ def _bridge_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: E
             ),
             Chain(
                 "prerouting",
-                (rule(Jump("from_port"), _FROM_PORT),),
+                (
+                    # A VLAN tag is another Ethernet type, also where the kernel has taken it off.
+                    Rule(
+                        (
+                            Match("ether_type", ("ip",)),
+                            InSet(("in_device", "ether_source", "source"), "bindings"),
+                        ),
+                        (SetMark(PORT_MARK), "accept"),
+                    ),
+                    rule(Jump("from_port"), _FROM_PORT),
+                ),
                 Hook("filter", "prerouting", _BRIDGE_PREROUTING_PRIORITY, "accept"),
             ),
             Chain(
@@ -152,12 +165,12 @@ def _bridge_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: E
             ),
             Chain(
                 "input",
-                (rule(Jump("to_host"), _FROM_PORT),),
+                (rule("accept", _PAIR), rule(Jump("to_host"), _FROM_PORT)),
                 Hook("filter", "input", _BRIDGE_FILTER_PRIORITY, "accept"),
             ),
             Chain(
                 "output",
-                (rule(Jump("from_host"), _TO_PORT),),
+                (rule("accept", _PAIR), rule(Jump("from_host"), _TO_PORT)),
                 Hook("filter", "output", _BRIDGE_FILTER_PRIORITY, "accept"),
             ),
         ),
@@ -173,6 +186,7 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
         sets=(
             Set("closed", ("address",), True, False, closed, True),
             _set("inet", "pairs", ("address", "address"), elements, lifetimes=True),
+            _set("inet", "error_pairs", ("quoted", "quoted"), elements, lifetimes=True),
             _set("inet", "tunnels", ("device", "address"), elements, intervals=True),
             _set("inet", "direct_sources", ("device", "address"), elements, intervals=True),
             _set("inet", "direct", ("device", "ether", "address"), elements, intervals=True),
@@ -186,10 +200,10 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
                 "prerouting",
                 (
                     rule(Jump("from_our_bridge"), from_bridge),
+                    rule(Jump("from_our_tunnel"), _FROM_TUNNEL),
                     # What a port brings is the bridge's: by itself it came past the bridge table.
                     rule("drop", _FROM_PORT),
-                    rule("drop", _FROM_TUNNEL, _NOT_IPV4),
-                    rule("drop", _FROM_TUNNEL, InSet(("in_device", "source"), "tunnels", negated=True)),
+                    *_outer_untracked(policy.vxlan_port, "source"),
                     rule(
                         "drop",
                         InSet(("in_device", "source"), "direct_sources"),
@@ -201,6 +215,7 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
             Chain(
                 "input",
                 (
+                    rule("accept", *_vxlan(policy.vxlan_port), _FROM_VXLAN_PEER),
                     rule(Jump("from_containers"), from_bridge),
                     rule("drop", _FROM_TUNNEL),
                     rule("drop", _FROM_PEER_BLOCK),
@@ -226,8 +241,16 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
                 Hook("filter", "forward", FILTER_PRIORITY, "accept"),
             ),
             Chain(
+                "outer_output",
+                _outer_untracked(policy.vxlan_port, "destination"),
+                Hook("filter", "output", _RAW_PRIORITY, "accept"),
+            ),
+            Chain(
                 "output",
                 (
+                    # What goes to a peer node was looked at in `outer_output`.
+                    rule("accept", _UNTRACKED, *_vxlan(policy.vxlan_port)),
+                    rule("accept", _UNTRACKED, _GRE),
                     rule(Jump("to_containers"), to_bridge),
                     rule(Jump("errors_only"), _TO_TUNNEL),
                     rule(Jump("errors_only"), _TO_PEER_BLOCK),
@@ -260,13 +283,21 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
         Chain(
             "from_our_bridge",
             (
-                rule("drop", _NOT_IPV4),
                 # Without the mark it came in by a port that is not ours, or past the bridge table.
                 rule("drop", Match("mark", (str(PORT_MARK),), negated=True)),
-                rule("drop", Match("source", (block,), negated=True)),
                 rule(SetMark(0)),
+                rule("drop", Match("source", (block,), negated=True)),
+                Rule(
+                    (
+                        Match("destination", (policy.address,), negated=True),
+                        Match("destination", (element_network(IPv4Network(policy.supernet)),)),
+                    ),
+                    ("notrack", "accept"),
+                ),
+                rule("drop", _NOT_IPV4),
             ),
         ),
+        Chain("from_our_tunnel", (Rule((_FROM_PEER_BLOCK,), ("notrack", "accept")), _DROP)),
         Chain(
             "from_containers",
             (
@@ -277,14 +308,16 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
         Chain(
             "into_bridge",
             (
+                # What came out of a tunnel has shown whose it is in prerouting.
+                rule("accept", _FROM_TUNNEL, _PAIR),
                 rule("accept", from_bridge, _PAIR),
                 rule("accept", _FROM_PEER_BLOCK, _PAIR),
                 # Errors from the peer node's router: what they are about must be a pair.
                 rule(
                     "accept",
                     _FROM_PEER_BLOCK,
-                    *related_errors(),
-                    InSet(("flow_source", "flow_destination"), "pairs"),
+                    *icmp(*ICMP_ERRORS),
+                    InSet(("error_source", "error_destination"), "error_pairs"),
                 ),
                 rule("drop", from_bridge),
                 rule("drop", _FROM_TUNNEL),
@@ -317,17 +350,21 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
     )
 
 
+def _vxlan(port: int) -> tuple[Match, Match]:
+    return Match("protocol", (PROTOCOLS["vxlan"],)), Match("destination_port", (str(port),))
+
+
+def _outer_untracked(vxlan_port: int, peer: Literal["source", "destination"]) -> tuple[Rule, ...]:
+    vxlan = (*_vxlan(vxlan_port), InSet((peer, "vxlan_vni"), "vxlan_peers"))
+    gre = (_GRE, InSet((peer,), "gre_peers"))
+    return Rule(vxlan, ("notrack", "accept")), Rule(gre, ("notrack", "accept"))
+
+
 def _outer(vxlan_port: int) -> tuple[Rule, ...]:
-    vxlan = (Match("protocol", (PROTOCOLS["vxlan"],)), Match("destination_port", (str(vxlan_port),)))
     used = InSet(("protocol",), "encapsulations")
     return (
-        rule(
-            "drop",
-            Match("protocol", (PROTOCOLS["gre"],)),
-            used,
-            InSet(("source",), "gre_peers", negated=True),
-        ),
-        rule("drop", *vxlan, used, InSet(("source", "vxlan_vni"), "vxlan_peers", negated=True)),
+        rule("drop", _GRE, used, InSet(("source",), "gre_peers", negated=True)),
+        rule("drop", *_vxlan(vxlan_port), used, attrs.evolve(_FROM_VXLAN_PEER, negated=True)),
     )
 
 

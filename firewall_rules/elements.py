@@ -7,6 +7,7 @@ different groups never depend on each other, so a change looks at the groups it 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
+from socket import inet_aton
 from typing import Literal
 
 from firewall_rules.policy import Opening, Pair, PortBinding, TunnelPolicy
@@ -65,14 +66,26 @@ def _elements(part: Part, item: Item) -> Iterable[tuple[SetId, ElementKey, float
             return _of_opening("in" if part == "inbound" else "out", item)
         case Pair():
             return [
-                ((family, "pairs"), addresses, item.expires_at)
-                for family in ("bridge", "inet")
-                for addresses in ((item.one, item.other), (item.other, item.one))
+                (set_id, key, item.expires_at)
+                for one, other in ((item.one, item.other), (item.other, item.one))
+                for set_id, key in (
+                    (("bridge", "pairs"), (one, other)),
+                    (("inet", "pairs"), (one, other)),
+                    (("inet", "error_pairs"), (_number(one), _number(other))),
+                )
             ]
         case PortBinding():
             return [(("bridge", "bindings"), (item.device, item.mac, item.address), None)]
         case TunnelPolicy():
             return [(("inet", name), key, None) for name, key in _of_tunnel(item)]
+
+
+def _number(address: str) -> str:
+    """Return an address as payload is compared to; what is none stays, and is refused as text."""
+    try:
+        return str(int.from_bytes(inet_aton(address)))
+    except OSError:
+        return address
 
 
 def _of_opening(way: str, opening: Opening) -> Iterable[tuple[SetId, ElementKey, float | None]]:

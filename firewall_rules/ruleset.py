@@ -19,6 +19,8 @@ Field = Literal[
     "arp_source",
     "destination",
     "destination_port",
+    "error_destination",
+    "error_source",
     "ether_source",
     "ether_type",
     "family",
@@ -40,12 +42,13 @@ Field = Literal[
 """What of a packet a rule may ask for.
 
 ``flow_*`` are connection tracking's: the addresses of the flow's first packet (for a related ICMP error, of
-the flow it is about), which way this packet goes (original, reply), and its state (related). ``family`` is
-ipv4 or ipv6. ``arp_form`` has the one value ``ipv4``: an Ethernet ARP request or reply for IPv4 (RFC 826).
+the flow it is about), which way this packet goes (original, reply), and its state (related, untracked).
+``error_*`` are the addresses of the packet that an ICMP error quotes (RFC 792). ``family`` is ipv4 or ipv6.
+``arp_form`` has the one value ``ipv4``: an Ethernet ARP request or reply for IPv4 (RFC 826).
 """
 
-ElementType = Literal["address", "protocol", "port", "device", "ether", "vni"]
-"""What one part of a set's element is."""
+ElementType = Literal["address", "protocol", "port", "device", "ether", "vni", "quoted"]
+"""What one part of a set's element is; quoted: an address in a packet's payload, as a decimal number."""
 
 Parts = tuple[ElementType, ...]
 """What the elements of one set are made of."""
@@ -71,6 +74,8 @@ IN_SET_OF: Mapping[Field, ElementType] = {
     "ether_source": "ether",
     "arp_ether_source": "ether",
     "vxlan_vni": "vni",
+    "error_source": "quoted",
+    "error_destination": "quoted",
 }
 """The fields that can be looked up in a set, and the type of its part they are compared to."""
 
@@ -118,7 +123,8 @@ class SetMark:
     value: int
 
 
-Action = Literal["accept", "drop", "masquerade"] | Jump | SetMark
+Action = Literal["accept", "drop", "masquerade", "notrack"] | Jump | SetMark
+"""What a rule does; notrack: connection tracking leaves the packet out, in chains that come before it."""
 
 
 @attrs.frozen

@@ -38,9 +38,15 @@ _FORMS: Mapping[ElementType, re.Pattern[str]] = {
     "ether": re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}"),
     "port": re.compile(r"[0-9]{1,5}"),
     "protocol": re.compile(r"[0-9]{1,3}"),
+    "quoted": re.compile(r"[0-9]{1,10}"),
     "vni": re.compile(r"[0-9]{1,8}"),
 }
-_LARGEST: Mapping[ElementType, int] = {"port": 0xFFFF, "protocol": 0xFF, "vni": 0xFFFFFF}
+_LARGEST: Mapping[ElementType, int] = {
+    "port": 0xFFFF,
+    "protocol": 0xFF,
+    "quoted": 0xFFFFFFFF,
+    "vni": 0xFFFFFF,
+}
 _TYPES: Mapping[ElementType, str] = {
     "address": "ipv4_addr",
     "device": "ifname",
@@ -48,6 +54,7 @@ _TYPES: Mapping[ElementType, str] = {
     "port": "inet_service",
     "protocol": "inet_proto",
 }
+_PAYLOADS: Mapping[ElementType, str] = {"vni": "@th,96,24", "quoted": "@th,160,32"}
 _TYPE_OF_FIELD: Mapping[Field, ElementType] = {
     "arp_destination": "address",
     "arp_source": "address",
@@ -87,6 +94,9 @@ _EXPRESSIONS: Mapping[Field, str] = {
     "source_port": "th sport",
     # RFC 7348, section 5: flags and 24 reserved bits follow the UDP header of 8 bytes, then the VNI.
     "vxlan_vni": "@th,96,24",
+    # RFC 792: an error's header of 8 bytes, then the quoted IP header, whose addresses are at 12 and 16.
+    "error_source": "@th,160,32",
+    "error_destination": "@th,192,32",
 }
 _BRIDGE_EXPRESSIONS: Mapping[Field, str] = {"protocol": "ip protocol"}
 """What is said otherwise in the bridge family, where a frame may be no packet at all."""
@@ -166,9 +176,9 @@ def _set(one: Set, now: float) -> str:
 
 
 def _parts(one: Set) -> str:
-    if "vni" in one.parts:
-        # Three bytes of payload have no type with a name, so the expressions stand for their types.
-        return "typeof " + " . ".join("@th,96,24" if part == "vni" else "ip saddr" for part in one.parts)
+    if any(part in _PAYLOADS for part in one.parts):
+        # Bytes of payload have no type with a name, so expressions stand for their types.
+        return "typeof " + " . ".join(_PAYLOADS.get(part, "ip saddr") for part in one.parts)
     return "type " + " . ".join(_TYPES[part] for part in one.parts)
 
 

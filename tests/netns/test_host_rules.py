@@ -476,6 +476,24 @@ def test_the_underlay_is_no_internet(host: Host) -> None:
     assert not ping_passes(net.one, WORLD)
 
 
+def test_only_what_leaves_or_asks_the_resolver_is_tracked(both_ways: Host) -> None:
+    net = both_ways.net
+    both_ways.install()
+
+    def tracked() -> str:
+        return net.node.run("conntrack", "-L")
+
+    assert passes(tcp_passes, net.one, net.two, TWO, 80)
+    assert passes(tcp_passes, net.one, net.far, FAR, 80)
+    assert passes(udp_passes, net.far, net.one, ONE, 80)
+    assert passes(ping_passes, net.far, ONE)
+    assert ONE not in tracked()
+    assert passes(udp_passes, net.one, net.node, GATEWAY, 53)
+    assert f"src={ONE} dst={GATEWAY}" in tracked()
+    assert passes(tcp_passes, net.one, net.world, INTERNET, 443)
+    assert f"src={ONE} dst={INTERNET}" in tracked()
+
+
 # Direct, and what is around the inner packets
 
 
