@@ -182,12 +182,16 @@ class Story:
 
         self._check("web -> mate IPv6 ping, link-local", expected=False, actual=passes())
         with self._halted("n1"):
-            self._console.print("  the agent of n1 is halted, and both firewalls are taken out by hand:")
+            self._console.print("  the agent of n1 is halted, and the guards are taken out by hand:")
             node = topology.namespace_prefix(self._directory) + "n1"
             for command in (enter["web"], enter["mate"]):
-                self._nft([*command, "nft", "delete", "table", "inet", "netctl"])
+                self._by_hand([*command, "nft", "delete", "table", "inet", "netctl"])
             for family in ("bridge", "inet"):
-                self._nft(confine.inside(node, ["nft", "delete", "table", family, "netctl"]))
+                self._by_hand(confine.inside(node, ["nft", "delete", "table", family, "netctl"]))
+            # The bridge passes no multicast either, and neighbour discovery is multicast (RFC 4861).
+            for port in self._ports(node):
+                flood = ["ip", "link", "set", port, "type", "bridge_slave", "mcast_flood", "on"]
+                self._by_hand(confine.inside(node, flood))
             passed = _within(5.0, passes)
             self._check("web -> mate IPv6 ping, without the firewall", expected=True, actual=passed)
         self._console.print("  the agent goes on, and repairs what it finds:")
@@ -196,7 +200,13 @@ class Story:
         self._took["repair of a flushed firewall"] = f"{time.monotonic() - started:.1f} s"
         self._check("web -> mate IPv6 ping, after the repair", expected=False, actual=not repaired)
 
-    def _nft(self, command: Sequence[str]) -> None:
+    def _ports(self, node: str) -> list[str]:
+        """Return the names of the bridge's ports in a node's namespace."""
+        command = confine.inside(node, ["ip", "-json", "link", "show", "master", "netctl0"])
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return [link["ifname"] for link in json.loads(done.stdout)]
+
+    def _by_hand(self, command: Sequence[str]) -> None:
         self._console.print(
             f"  [bold cyan]#[/] {escape(shlex.join(command))}", highlight=False, soft_wrap=True
         )
