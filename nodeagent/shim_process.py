@@ -31,13 +31,17 @@ NOT_EXECUTABLE = 126
 NOT_SET_UP = 125
 KILLED_BY = 128
 """Added to a signal's number in the exit code of a process that it ended; all four as in sh(1)."""
+MOST_PROCESSES = 4096
+"""Processes and threads of one container: a fork bomb takes down its own container alone."""
 _REPORT = 3
 _LIMITS = {
     resource.RLIMIT_CORE: (0, 0),
     resource.RLIMIT_NOFILE: (1024, 524288),
     resource.RLIMIT_MEMLOCK: (8 * 2**20, 8 * 2**20),
+    resource.RLIMIT_NPROC: (MOST_PROCESSES, MOST_PROCESSES),
 }
-"""Soft and hard limits: no core dumps; for the others systemd's defaults."""
+"""Soft and hard limits: no core dumps; as many processes (of its user; of root the container's cgroup counts
+them); for the others systemd's defaults."""
 
 
 class Command(NamedTuple):

@@ -3,6 +3,9 @@
 One cgroup ``netctl/<container>`` in the version 2 hierarchy, wherever that is mounted, and in version 1's
 ``name=systemd`` hierarchy where there is one, by which systemd knows a unit's processes on older hosts
 (cgroups(7)). A host with neither is served without: best effort, and nothing is left either way.
+
+How many processes a container can have is bounded by the pids controller, in whichever of the two versions
+the host has it; where the host's own root hands it to nobody, a user's limit bounds all but root.
 """
 
 from __future__ import annotations
@@ -15,7 +18,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from nodeagent.shim_process import MOST_PROCESSES
+
 PARENT: Final = "netctl"
+_VERSION_ONE = ("name=systemd", "pids")
 _RETRY_AFTER = 0.002
 
 
@@ -25,7 +31,7 @@ def find_hierarchies(mountinfo: str) -> tuple[Path, ...]:
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
-        if kind == "cgroup2" or (kind == "cgroup" and "name=systemd" in options.split(",")):
+        if kind == "cgroup2" or (kind == "cgroup" and not {*_VERSION_ONE}.isdisjoint(options.split(","))):
             found.append(Path(before.split(" ")[4]))
     return tuple(found)
 
@@ -33,11 +39,14 @@ def find_hierarchies(mountinfo: str) -> tuple[Path, ...]:
 class Cgroups:
     """The containers' cgroups of one host."""
 
-    def __init__(self, hierarchies: tuple[Path, ...] | None = None) -> None:
+    def __init__(
+        self, hierarchies: tuple[Path, ...] | None = None, most_processes: int = MOST_PROCESSES
+    ) -> None:
         """Use `hierarchies`; None: those of this host."""
         if hierarchies is None:
             hierarchies = find_hierarchies(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
         self._hierarchies = hierarchies
+        self._most_processes = most_processes
 
     def add(self, container: str, pid: int) -> None:
         """Make the container's cgroups and put a process into them, as far as the host lets us."""
@@ -46,8 +55,12 @@ class Cgroups:
                 # The parent goes with its last child: another engine's removal may take it in between.
                 for _ in range(3):
                     with contextlib.suppress(FileNotFoundError):
-                        cgroup.mkdir(parents=True, exist_ok=True)
+                        cgroup.parent.mkdir(exist_ok=True)
+                        _hand_down_pids(cgroup.parent)
+                        cgroup.mkdir(exist_ok=True)
                         break
+                if (limit := cgroup / "pids.max").exists():
+                    limit.write_text(str(self._most_processes))
                 (cgroup / "cgroup.procs").write_text(str(pid))
 
     def kill(self, container: str) -> bool:
@@ -90,6 +103,14 @@ class Cgroups:
 
     def _of(self, container: str) -> list[Path]:
         return [hierarchy / PARENT / container for hierarchy in self._hierarchies]
+
+
+def _hand_down_pids(parent: Path) -> None:
+    """Have the parent's children counted, where version 2 lets us (version 1 always does)."""
+    control = parent / "cgroup.subtree_control"
+    with contextlib.suppress(OSError):
+        if "pids" not in control.read_text().split():
+            control.write_text("+pids")
 
 
 def _wait_for_change(cgroup: Path) -> None:

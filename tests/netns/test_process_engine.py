@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import signal
 import socket
@@ -24,6 +25,7 @@ from nodeagent.engine.cgroups import PARENT, Cgroups, find_hierarchies
 from nodeagent.engine.process import ProcessEngine
 from nodeagent.engine.process_spec import OWN_IDS
 from nodeagent.shim_output import LIMIT, STEP
+from nodeagent.shim_process import MOST_PROCESSES
 from tests.support.engines import (
     ProcessRig,
     execute,
@@ -385,6 +387,57 @@ def test_outside_a_lab_a_container_has_an_id_of_its_own_and_no_privilege(tmp_pat
             with pytest.raises(KernelError, match="refused"):
                 engine.create(new_id(), "db", "10.1.2.4", attrs_user(workload, user))
         assert list(engine.containers()) == [container]
+    finally:
+        engine.remove(container)
+        engine.close()
+
+
+_FORK_BOMB = """
+import os, time
+made = 0
+try:
+    while made < 1000:
+        if os.fork() == 0:
+            time.sleep(1000000)
+        made += 1
+except BlockingIOError:
+    print("refused after", made, flush=True)
+time.sleep(1000000)
+"""
+
+
+def test_a_fork_bomb_is_bounded_and_taken_out(tmp_path: Path) -> None:
+    most = 60
+    engine = ProcessEngine(tmp_path / "state", root=True, cgroups=Cgroups(most_processes=most))
+    container, other = new_id(), new_id()
+    try:
+        for each, address in ((container, "10.1.0.2"), (other, "10.1.0.3")):
+            argv = (sys.executable, "-c", _FORK_BOMB) if each == container else ("sleep", "1000000")
+            engine.create(each, "web", address, Workload("process", argv))
+            until_state(engine, each, "created")
+            engine.start(each, 1)
+            until_state(engine, each, "running", "failed")
+        until(engine, lambda: "refused after" in said(engine, container))
+        made = int(said(engine, container).split()[-1])
+        assert most / 2 < made < most
+        # The control: nobody else is short of processes, and the bomb itself is taken out like any other.
+        assert ran(engine, other, "echo", "still here") == "still here\n"
+    finally:
+        for each in (container, other):
+            engine.remove(each)
+        engine.close()
+
+
+def test_a_user_is_bounded_without_a_cgroup_too(tmp_path: Path) -> None:
+    engine = ProcessEngine(tmp_path / "state", cgroups=Cgroups(()))
+    container = new_id()
+    try:
+        engine.create(container, "web", "10.1.0.2", Workload("process", ("bash", "-c", "ulimit -Hu")))
+        until_state(engine, container, "created")
+        engine.start(container, 1)
+        until_state(engine, container, "exited", "failed")
+        most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        assert int(said(engine, container)) == (MOST_PROCESSES if most < 0 else min(MOST_PROCESSES, most))
     finally:
         engine.remove(container)
         engine.close()

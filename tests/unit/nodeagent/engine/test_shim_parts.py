@@ -66,9 +66,14 @@ def test_the_latest_mount_at_a_point_counts() -> None:
 
 
 def test_the_cgroup_hierarchies_that_matter_are_found() -> None:
-    assert find_hierarchies(MOUNTINFO) == (Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup/unified"))
+    assert find_hierarchies(MOUNTINFO) == tuple(
+        Path("/sys/fs/cgroup", name) for name in ("systemd", "unified", "pids")
+    )
     only_v2 = "30 28 0:32 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate"
     assert find_hierarchies(only_v2) == (Path("/sys/fs/cgroup"),)
+    pids = "30 28 0:32 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids"
+    assert find_hierarchies(pids) == (Path("/sys/fs/cgroup/pids"),)
+    assert find_hierarchies("30 28 0:32 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct") == ()
     assert find_hierarchies("22 1 8:1 / / rw - ext4 /dev/sda1 rw") == ()
 
 
