@@ -22,6 +22,11 @@ def _pid(lab: Lab, name: str) -> int:
     return int(next(row["pid"] for row in processes if row["name"] == name))
 
 
+def _child(pid: int) -> int:
+    """Return the one child of an agent, its helper."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
 def _wait_gone(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
@@ -42,7 +47,7 @@ def measure(lab: Lab, rounds: int, containers: int) -> Row:
     namespace = os.open(f"/proc/{agent}/ns/net", os.O_RDONLY)
     seconds, operations = [], 0
     for _ in range(rounds):
-        helper = _pid(lab, "n1 helper")
+        helper = _child(agent)
         os.kill(agent, signal.SIGKILL)
         _wait_gone(agent)
         _wait_gone(helper)

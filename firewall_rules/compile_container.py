@@ -8,7 +8,9 @@ back resumes it. Sets come in twos: ``in_*`` for what peers may open here, ``out
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Network, collapse_addresses
+from types import MappingProxyType
 
 from firewall_rules.elements import PROTOCOLS, Item, Part, SetId, elements_of
 from firewall_rules.names import TABLE
@@ -44,14 +46,17 @@ _OPENING_SETS: Mapping[str, tuple[ElementType, ...]] = {
 }
 
 
+@lru_cache(maxsize=16)
 def closed_elements(networks: frozenset[str]) -> Elements:
     """Return `networks` and those that are always closed, as disjoint elements of an interval set.
+
+    All containers of a node have the same ones, and collapsing them is most of what compiling costs.
 
     Raises:
         ValueError: One of them is no IPv4 network.
     """
     collapsed = collapse_addresses(IPv4Network(network) for network in networks | ALWAYS_CLOSED)
-    return {(element_network(network),): None for network in collapsed}
+    return MappingProxyType({(element_network(network),): None for network in collapsed})
 
 
 def element_network(network: IPv4Network) -> str:

@@ -2,19 +2,22 @@
 
 Every field of every log line is one of `FIELDS`, so that one name means one thing whoever writes it. Events
 are short lower-case phrases without values; values go into fields. Nothing is set up, opened or read at
-import.
+import; structlog itself, whose console brings a tenth of a second of modules along, is loaded for the first
+line that is written.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
-from typing import Any, TextIO
-
-import structlog
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 from netctl.errors import InvalidError
+
+if TYPE_CHECKING:
+    import structlog
 
 LEVEL_VARIABLE = "NETCTL_LOG"
 """Environment variable with the lowest level to write."""
@@ -86,33 +89,89 @@ def setup(
     target = sys.stderr if stream is None else stream
     terminal = target.isatty()
     as_json = not terminal if json is None else json
+    _waiting.level = LEVELS[chosen]
+    _waiting.configure = functools.partial(
+        _configure, program=program, target=target, as_json=as_json, colors=terminal
+    )
+    if "structlog" in sys.modules:
+        _structlog()
+
+
+class _Waiting:
+    """What was set up and not done yet."""
+
+    level = 0
+    configure: Callable[[Any], None] | None = None
+
+
+_waiting = _Waiting()
+
+
+def _structlog() -> Any:
+    """Return structlog, loaded and set up."""
+    import structlog  # noqa: PLC0415 - a program that has nothing to say starts sooner
+
+    configure, _waiting.configure = _waiting.configure, None
+    if configure is not None:
+        configure(structlog)
+    return structlog
+
+
+def _configure(structlog: Any, *, program: str, target: TextIO, as_json: bool, colors: bool) -> None:
     structlog.reset_defaults()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            *(_json_processors() if as_json else _console_processors(colors=terminal)),
+            *(_json_processors(structlog) if as_json else _console_processors(structlog, colors=colors)),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[chosen]),
+        wrapper_class=structlog.make_filtering_bound_logger(_waiting.level),
         logger_factory=structlog.WriteLoggerFactory(target),
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.bind_contextvars(program=program)
 
 
-def get_logger() -> structlog.typing.FilteringBoundLogger:
+class Logger:
+    """Writes lines; follows `setup` even if that is called later."""
+
+    def debug(self, event: str, **fields: Any) -> None:
+        """Write what helps whoever looks for a fault."""
+        self._write("debug", event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Write what an operator wants to have seen."""
+        self._write("info", event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Write what may need somebody."""
+        self._write("warning", event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        """Write what failed."""
+        self._write("error", event, fields)
+
+    def exception(self, event: str, **fields: Any) -> None:
+        """Write what failed, with the traceback of the exception being handled."""
+        self._write("error", event, {**fields, "exc_info": True})
+
+    def _write(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
+        if LEVELS[level] >= _waiting.level:
+            getattr(_structlog().get_logger(), level)(event, **fields)
+
+
+def get_logger() -> Logger:
     """Return a logger; it follows `setup` even if that is called later."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-    return logger
+    return Logger()
 
 
-def _json_processors() -> list[structlog.typing.Processor]:
+def _json_processors(structlog: Any) -> list[structlog.typing.Processor]:
     # Tracebacks as text: the structured ones carry local variables, and those may be keys.
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(sort_keys=False)]
 
 
-def _console_processors(*, colors: bool) -> list[structlog.typing.Processor]:
+def _console_processors(structlog: Any, *, colors: bool) -> list[structlog.typing.Processor]:
     renderer = structlog.dev.ConsoleRenderer(
         colors=colors, timestamp_key="time", exception_formatter=structlog.dev.plain_traceback
     )

@@ -23,6 +23,7 @@ from nodeagent.apply import Host
 from nodeagent.engine.base import Engine
 from nodeagent.engine.process import ProcessEngine
 from nodeagent.helper_server import HelperServer
+from nodeagent.kernel import netlink
 from nodeagent.kernel.linux import LinuxKernel
 from nodeagent.kernel.watch import LinkWatch
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         host = Host(LinuxKernel(), container_backend, host_backend, engines)
         sock = socket.socket(fileno=options.socket_fd)
-        HelperServer(sock, host, LinkWatch(), options.underlay).serve()
+        HelperServer(sock, host, LinkWatch(), options.underlay, later=netlink.load).serve()
     except (NetctlError, OSError) as error:
         log.get_logger().error("the privileged child ends", error=str(error))
         return 1

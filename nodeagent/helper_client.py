@@ -5,11 +5,10 @@ from __future__ import annotations
 import select
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-from netctl.errors import KernelError, ProtocolError, UnavailableError
+from netctl.errors import KernelError, ProtocolError
 from nodeagent import helper_wire
 from nodeagent.helper_messages import (
     Apply,
@@ -27,6 +26,7 @@ from nodeagent.helper_messages import (
     Refused,
     Results,
 )
+from nodeagent.helper_process import start
 from nodeagent.kernel_state import HostFacts, HostState
 from nodeagent.ops import Op
 
@@ -137,27 +137,7 @@ class HelperClient:
         Raises:
             UnavailableError: It cannot be started.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                process = subprocess.Popen(
-                    # Safe path: whoever can write to the current folder must not choose root's modules.
-                    [
-                        sys.executable,
-                        "-P",
-                        "-m",
-                        "nodeagent.helper",
-                        "--socket-fd",
-                        str(theirs.fileno()),
-                        *arguments,
-                    ],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                )
-            except OSError as error:
-                ours.close()
-                raise UnavailableError(f"the privileged child cannot be started: {error}") from error
-        return cls(ours, process)
+        return cls(*start(arguments))
 
     @property
     def pid(self) -> int:

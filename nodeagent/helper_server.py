@@ -98,6 +98,7 @@ class HelperServer:
         host: What operations are done to.
         watch: Notices of the kernel.
         underlay: The only address `GetFacts` may name; None: any of the host's.
+        later: Called once, a moment after the start: what answers need not wait for.
         clock: Seconds that only grow.
     """
 
@@ -107,12 +108,15 @@ class HelperServer:
         host: Host,
         watch: Watch,
         underlay: str | None = None,
+        *,
+        later: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._socket = sock
         self._host = host
         self._watch = watch
         self._underlay = underlay
+        self._later = later
         self._clock = clock
         self._execs = Execs(host)
         self._outbox = Outbox()
@@ -153,6 +157,9 @@ class HelperServer:
             self._drifted(self._watch.foreign_change())
         if self._clock() >= self._next_look:
             self._next_look = self._clock() + DRIFT_SECONDS
+            later, self._later = self._later, None
+            if later is not None:
+                later()
             self._drifted(self._host.drifted())
         if self._socket.fileno() in ready:
             self._serve_one()

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
 from firewall_rules.backends.base import ContainerBackend, FirewallError
-from firewall_rules.backends.iptables_client import IptablesContainerBackend
 from firewall_rules.backends.nftables import NftablesContainerBackend
 
 Preference = Literal["auto", "nftables", "iptables"]
 
-_BACKENDS: Final[Mapping[str, type[NftablesContainerBackend | IptablesContainerBackend]]] = {
+
+def _iptables(records: Path | None) -> ContainerBackend:
+    from firewall_rules.backends.iptables_client import (  # noqa: PLC0415 - few hosts need it, all would wait
+        IptablesContainerBackend,
+    )
+
+    return IptablesContainerBackend(records)
+
+
+_BACKENDS: Final[Mapping[str, Callable[[Path | None], ContainerBackend]]] = {
     "nftables": NftablesContainerBackend,
-    "iptables": IptablesContainerBackend,
+    "iptables": _iptables,
 }
 
 

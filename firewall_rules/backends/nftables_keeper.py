@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic
 
 import attrs
@@ -145,11 +145,11 @@ class TableKeeper(Generic[P]):
         self._compile: Callable[[P], Ruleset] = compiler
         self._references = references
         self._book: Book[P] | None = None
-        self._parts: dict[SetId, Parts] = {}
         # What is known to be in force there is in force exactly while the kernel shows this stamp.
         self._in_force: Stamp | None = None
-        # The stamp of our last write or read, whatever was found.
+        # The stamp of our last write or read, whatever was found; there was one once we have `_looked`.
         self._seen: Stamp | None = None
+        self._looked = False
         self._recall()
 
     def install(self, namespace: int | None, policy: P) -> None:
@@ -160,7 +160,6 @@ class TableKeeper(Generic[P]):
             raise FirewallError(str(error)) from error
         before = self._write(namespace, install_text(ruleset, time.time()))
         self._book = Book(policy)
-        self._parts = _parts(ruleset)
         # A whole install leaves no doubt about our tables, whoever wrote before it.
         self._wrote(namespace, before)
         if self._in_force is not None:
@@ -177,7 +176,7 @@ class TableKeeper(Generic[P]):
         commands = "".join(
             change_text(
                 one.set_id,
-                self._parts[one.set_id],
+                self._references.parts[one.set_id],
                 one.removed,
                 one.added,
                 now,
@@ -200,6 +199,7 @@ class TableKeeper(Generic[P]):
 
     def read(self, namespace: int | None) -> P | None:
         """Return the policy in force."""
+        self._looked = True
         present = self._doors.stamp(self._key, namespace)
         if self._book is None:
             self._seen = present
@@ -211,6 +211,7 @@ class TableKeeper(Generic[P]):
 
     def remove(self, namespace: int | None) -> None:
         """Take our tables out."""
+        self._looked = True
         before = self._doors.stamp(self._key, namespace)
         run = self._doors.nft(self._key, namespace)
         if self._references.any_listed(run("list tables\n")):
@@ -221,8 +222,8 @@ class TableKeeper(Generic[P]):
         self._seen = after if after in {before, before.following()} else None
 
     def drifted(self, namespace: int | None) -> bool:
-        """Tell whether anyone else has written since our last write or read."""
-        return self._doors.stamp(self._key, namespace) != self._seen
+        """Tell whether anyone else has written since our last write or read; before the first, nobody."""
+        return self._looked and self._doors.stamp(self._key, namespace) != self._seen
 
     def _recall(self) -> None:
         recorded = self._records.load(self._key)
@@ -232,9 +233,9 @@ class TableKeeper(Generic[P]):
         for change in recorded.changes:
             book.commit(book.plan(change))
         self._book = book
-        self._parts = _parts(self._compile(book.frame))
         if recorded.stamp.cookie:
             self._in_force = self._seen = recorded.stamp
+            self._looked = True
 
     def _write(self, namespace: int | None, commands: str) -> Stamp:
         """Do `commands` and return the stamp from before; what did nothing must not pass for done."""
@@ -246,6 +247,7 @@ class TableKeeper(Generic[P]):
         return before
 
     def _wrote(self, namespace: int | None, before: Stamp) -> None:
+        self._looked = True
         after = self._doors.stamp(self._key, namespace)
         # One transaction of ours adds exactly one; more is someone else's between the two looks.
         self._in_force = self._seen = after if after == before.following() else None
@@ -280,11 +282,17 @@ class References:
     """What nft lists of rulesets that were just made, remembered by ruleset.
 
     Args:
-        smallest: Any ruleset of the kind: it names the tables.
+        smallest: Any ruleset of the kind: it names the tables and the sets.
+
+    Attributes:
+        parts: What the elements of each set are made of.
     """
 
     def __init__(self, smallest: Ruleset) -> None:
         self.smallest = smallest
+        self.parts: Mapping[SetId, Parts] = {
+            (table.family, one.name): one.parts for table in smallest for one in table.sets
+        }
         self._static: OrderedDict[str, str] = OrderedDict()
 
     def any_listed(self, output: str) -> bool:
@@ -314,7 +322,3 @@ def _listed_anew(ruleset: Ruleset, text: str) -> Listing:
     finally:
         nft.close()
     return parse_listing(outputs or [], ruleset, 0.0)
-
-
-def _parts(ruleset: Ruleset) -> dict[SetId, Parts]:
-    return {(table.family, one.name): one.parts for table in ruleset for one in table.sets}

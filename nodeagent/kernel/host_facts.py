@@ -10,12 +10,13 @@ from ipaddress import IPv4Interface, IPv4Network
 from firewall_rules import names
 from netctl.errors import KernelError
 from netctl.model import Encapsulation
-from nodeagent.kernel import decode, netlink
+from nodeagent.kernel import decode, questions
 from nodeagent.kernel.channel import Channel, new_namespace
 from nodeagent.kernel.observe import is_ours
-from nodeagent.kernel_state import HostFacts, Tunnel
+from nodeagent.kernel_state import HostFacts
 
 _TABLE_LOCAL = 255
+_KINDS: tuple[Encapsulation, ...] = ("gre", "vxlan")
 _CLAIMING = (1, 6, 7, 8)  # RTN_UNICAST, _BLACKHOLE, _UNREACHABLE, _PROHIBIT
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 _MULTICAST = IPv4Network("224.0.0.0/4")
@@ -23,11 +24,11 @@ _MULTICAST = IPv4Network("224.0.0.0/4")
 
 def read_facts(channel: Channel, underlay: str | None) -> HostFacts:
     """See `nodeagent.kernel.base.Kernel.facts`."""
-    named = dict(decode.link_name(answer.body) for answer in channel.dump(netlink.dump_links()))
-    addresses = [decode.link_address(a.body) for a in channel.dump(netlink.dump_addresses())]
-    routes = [decode.route(a.body) for a in channel.dump(netlink.dump_routes(table=0))]
+    named = dict(decode.link_name(answer.body) for answer in channel.dump(questions.dump_links()))
+    addresses = [decode.link_address(a.body) for a in channel.dump(questions.dump_addresses())]
+    routes = [decode.route(a.body) for a in channel.dump(questions.dump_routes(table=0))]
     found = _underlay(underlay, addresses, routes)
-    answer = channel.get(netlink.get_link(named[found.index]))[0]
+    answer = channel.get(questions.get_link(named[found.index]))[0]
     if answer is None:
         raise KernelError(f"the link of {found.address} went away", "try again")
     link = decode.link(answer.body)
@@ -102,10 +103,6 @@ def encapsulations() -> tuple[Encapsulation, ...]:
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, namespace)
         channel = stack.enter_context(Channel(namespace))
-        tried: tuple[Tunnel, ...] = (
-            Tunnel(names.TUNNEL_PREFIX + "0", "gre", "192.0.2.1", "192.0.2.2", 1400),
-            Tunnel(names.TUNNEL_PREFIX + "1", "vxlan", "192.0.2.1", "192.0.2.2", 1400, vni=1, port=4789),
-        )
-        refusals = channel.send([netlink.create_tunnel(tunnel) for tunnel in tried])
-    able = [t.encapsulation for t, refusal in zip(tried, refusals, strict=True) if refusal is None]
+        refusals = channel.send([questions.try_kind(kind) for kind in _KINDS])
+    able = [kind for kind, refusal in zip(_KINDS, refusals, strict=True) if refusal is None]
     return (*able, "direct")

@@ -11,7 +11,7 @@ import attrs
 
 from firewall_rules import names
 from netctl.errors import KernelError
-from nodeagent.kernel import decode, netlink, sysctls
+from nodeagent.kernel import decode, netlink, questions, sysctls
 from nodeagent.kernel.base import KernelOp, Links
 from nodeagent.kernel.channel import Channel, Refusal
 from nodeagent.kernel.host_facts import read_facts
@@ -94,7 +94,7 @@ class LinuxKernel:
         errors = []
         for operation in operations:
             bridge = operation.bridge
-            seen = self._channel.get(netlink.get_link(names.BRIDGE))[0]
+            seen = self._channel.get(questions.get_link(names.BRIDGE))[0]
             if seen is not None and decode.link(seen.body).kind != "bridge":
                 errors.append(f"{names.BRIDGE} exists and is no bridge: rename or delete that link")
                 continue

@@ -9,14 +9,8 @@ from __future__ import annotations
 import functools
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
-
-from pyroute2.netlink import nlmsg
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.ndmsg import ndmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from firewall_rules import names
 from nodeagent.kernel.decode import ALL_GROUPS
@@ -24,19 +18,14 @@ from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, T
 
 NEWLINK: Final = 16
 DELLINK: Final = 17
-GETLINK: Final = 18
 NEWADDR: Final = 20
 DELADDR: Final = 21
-GETADDR: Final = 22
 NEWROUTE: Final = 24
 DELROUTE: Final = 25
-GETROUTE: Final = 26
 NEWNEIGH: Final = 28
 DELNEIGH: Final = 29
-GETNEIGH: Final = 30
 
 _REQUEST = 0x1
-_DUMP = 0x300
 _REPLACE = 0x100
 _EXCL = 0x200
 _CREATE = 0x400
@@ -52,14 +41,31 @@ _ONLINK = 4
 _NUD_NOARP = 0x40
 _NUD_PERMANENT = 0x80
 _NTF_MASTER = 0x04
-_SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS: counters are most of a link's dump
 _TTL = 64  # fixed, since a tunnel that inherits the inner TTL cannot have its path MTU discovered
 
 Attributes = Sequence[tuple[str, Any]]
 
 
-def _message(kind: type[nlmsg], number: int, modifiers: int, attributes: Attributes, **fields: int) -> bytes:
-    message = kind()
+@functools.cache
+def _encoders() -> Mapping[str, Any]:
+    """Load pyroute2: a tenth of a second, which a start that finds nothing to change does without."""
+    from pyroute2.netlink import rtnl  # noqa: PLC0415 - see above
+
+    return {
+        "ifaddrmsg": rtnl.ifaddrmsg.ifaddrmsg,
+        "ifinfmsg": rtnl.ifinfmsg.ifinfmsg,
+        "ndmsg": rtnl.ndmsg.ndmsg,
+        "rtmsg": rtnl.rtmsg.rtmsg,
+    }
+
+
+def load() -> None:
+    """Load the encoder now rather than with the first message."""
+    _encoders()
+
+
+def _message(kind: str, number: int, modifiers: int, attributes: Attributes, **fields: int) -> bytes:
+    message = _encoders()[kind]()
     message["header"]["type"] = number
     message["header"]["flags"] = _REQUEST | modifiers
     for name, value in fields.items():
@@ -71,7 +77,7 @@ def _message(kind: type[nlmsg], number: int, modifiers: int, attributes: Attribu
 
 def _link(number: int, flags: int, attributes: Attributes, *, up: bool = False, index: int = 0) -> bytes:
     state = {"flags": _IFF_UP, "change": _IFF_UP} if up else {}
-    return _message(ifinfmsg, number, flags, attributes, index=index, **state)
+    return _message("ifinfmsg", number, flags, attributes, index=index, **state)
 
 
 def _link_info(kind: str, data: Attributes) -> tuple[str, Any]:
@@ -194,7 +200,7 @@ def _port_template(mtu: int, end_mtu: int, bridge: int) -> _Template:
 def port_down(port: ContainerPort, bridge: int) -> bytes:
     """Bring a port down, with its MTU, on the bridge of index `bridge`: `guard_port` follows."""
     attributes = [("IFLA_IFNAME", port.device), ("IFLA_MTU", port.mtu), ("IFLA_MASTER", bridge)]
-    return _message(ifinfmsg, NEWLINK, 0, attributes, change=_IFF_UP)
+    return _message("ifinfmsg", NEWLINK, 0, attributes, change=_IFF_UP)
 
 
 def guard_port(port: ContainerPort) -> bytes:
@@ -227,7 +233,7 @@ def fix_port_address(index: int, mac: str) -> bytes:
 @functools.cache
 def _port_address_template() -> _Template:
     message = _message(
-        ndmsg,
+        "ndmsg",
         NEWNEIGH,
         _CREATE | _REPLACE,
         [("NDA_LLADDR", _SOME_MACS[0])],
@@ -327,7 +333,7 @@ def _address(number: int, modifiers: int, index: int, address: str) -> bytes:
 @functools.lru_cache(maxsize=64)
 def _address_template(number: int, modifiers: int, index: int, length: int) -> _Template:
     message = _message(
-        ifaddrmsg,
+        "ifaddrmsg",
         number,
         modifiers,
         [("IFA_LOCAL", _SOME_ADDRESS), ("IFA_ADDRESS", _SOME_ADDRESS)],
@@ -342,7 +348,7 @@ def _address_template(number: int, modifiers: int, index: int, length: int) -> _
 def set_default_route(index: int, gateway: str) -> bytes:
     """Route everything by `gateway` along the link of `index`."""
     return _message(
-        rtmsg,
+        "rtmsg",
         NEWROUTE,
         _CREATE | _REPLACE,
         [("RTA_GATEWAY", gateway), ("RTA_OIF", index)],
@@ -366,7 +372,7 @@ def set_route(route: Route, index: int, *, replace: bool) -> bytes:
     if route.mtu:
         attributes.append(("RTA_METRICS", {"attrs": [("RTAX_MTU", route.mtu)]}))
     return _message(
-        rtmsg,
+        "rtmsg",
         NEWROUTE,
         _CREATE | (_REPLACE if replace else _EXCL),
         attributes,
@@ -384,7 +390,7 @@ def delete_route(block: str) -> bytes:
     """Take our own route to a block out."""
     plain, _, length = block.partition("/")
     return _message(
-        rtmsg,
+        "rtmsg",
         DELROUTE,
         0,
         [("RTA_DST", plain)],
@@ -399,7 +405,7 @@ def delete_route(block: str) -> bytes:
 def set_neighbour(index: int, address: str, mac: str) -> bytes:
     """Fix the Ethernet address of `address` on the link of `index`."""
     return _message(
-        ndmsg,
+        "ndmsg",
         NEWNEIGH,
         _CREATE | _REPLACE,
         [("NDA_DST", address), ("NDA_LLADDR", mac)],
@@ -411,49 +417,4 @@ def set_neighbour(index: int, address: str, mac: str) -> bytes:
 
 def delete_neighbour(index: int, address: str) -> bytes:
     """Take a fixed neighbour out."""
-    return _message(ndmsg, DELNEIGH, 0, [("NDA_DST", address)], family=_AF_INET, ifindex=index)
-
-
-# --- questions --------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=64)
-def get_link(device: str) -> bytes:
-    """Ask for one link."""
-    return _link(GETLINK, 0, [("IFLA_EXT_MASK", _SKIP_STATS), ("IFLA_IFNAME", device)])
-
-
-@functools.cache
-def get_loopback() -> bytes:
-    """Ask for loopback, whatever its name is now."""
-    return _link(GETLINK, 0, [("IFLA_EXT_MASK", _SKIP_STATS)], index=1)
-
-
-@functools.cache
-def dump_links() -> bytes:
-    """Ask for every link, without counters."""
-    return _link(GETLINK, _DUMP, [("IFLA_EXT_MASK", _SKIP_STATS)])
-
-
-@functools.cache
-def dump_addresses() -> bytes:
-    """Ask for every IPv4 address."""
-    return _message(ifaddrmsg, GETADDR, _DUMP, [], family=_AF_INET)
-
-
-@functools.lru_cache(maxsize=64)
-def dump_addresses_of(index: int) -> bytes:
-    """Ask for the IPv4 addresses of the link of `index`."""
-    return _message(ifaddrmsg, GETADDR, _DUMP, [], family=_AF_INET, index=index)
-
-
-@functools.cache
-def dump_routes(protocol: int = 0, table: int = _TABLE_MAIN) -> bytes:
-    """Ask for the IPv4 routes of a table (0: of all tables), of one protocol where given."""
-    return _message(rtmsg, GETROUTE, _DUMP, [], family=_AF_INET, proto=protocol, table=table)
-
-
-@functools.cache
-def dump_neighbours() -> bytes:
-    """Ask for every IPv4 neighbour."""
-    return _message(ndmsg, GETNEIGH, _DUMP, [], family=_AF_INET)
+    return _message("ndmsg", DELNEIGH, 0, [("NDA_DST", address)], family=_AF_INET, ifindex=index)

@@ -10,7 +10,7 @@ import attrs
 from firewall_rules import names
 from netctl.errors import KernelError
 from netctl.model import Encapsulation
-from nodeagent.kernel import decode, netlink, sysctls
+from nodeagent.kernel import decode, questions, sysctls
 from nodeagent.kernel.base import Links
 from nodeagent.kernel.channel import Channel
 from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
@@ -24,7 +24,7 @@ def read_links(channel: Channel, namespaces: Mapping[str, int]) -> Links:
     """
     named: dict[int, str] = {}
     ours: dict[str, decode.Link] = {}
-    for answer in channel.dump(netlink.dump_links()):
+    for answer in channel.dump(questions.dump_links()):
         index, name = decode.link_name(answer.body)
         named[index] = name
         if is_ours(name):
@@ -65,7 +65,7 @@ def _bridge(channel: Channel, link: decode.Link) -> Bridge | None:
 
 def addresses_of(channel: Channel, index: int) -> list[str]:
     """Return the IPv4 addresses, with their lengths, of the link of `index`."""
-    found = (decode.link_address(a.body) for a in channel.dump(netlink.dump_addresses_of(index)))
+    found = (decode.link_address(a.body) for a in channel.dump(questions.dump_addresses(index)))
     return [one.address for one in found if one.index == index]
 
 
@@ -88,7 +88,7 @@ def _tunnel(link: decode.Link) -> Tunnel:
 
 def read_tunnel(channel: Channel, device: str) -> Tunnel | None:
     """Read one tunnel device; None: there is none of that name."""
-    answer = channel.get(netlink.get_link(device))[0]
+    answer = channel.get(questions.get_link(device))[0]
     return None if answer is None else _tunnel(decode.link(answer.body))
 
 
@@ -110,14 +110,14 @@ def _routes(channel: Channel, named: Mapping[int, str]) -> dict[str, Route]:
 
 def own_routes(channel: Channel) -> list[decode.KernelRoute]:
     """Return the routes that carry our protocol number."""
-    answers = channel.dump(netlink.dump_routes(protocol=names.ROUTE_PROTOCOL))
+    answers = channel.dump(questions.dump_routes(protocol=names.ROUTE_PROTOCOL))
     routes = (decode.route(answer.body) for answer in answers)
     return [route for route in routes if route.protocol == names.ROUTE_PROTOCOL]
 
 
 def fixed_neighbours(channel: Channel) -> dict[tuple[int, str], str]:
     """Return the Ethernet addresses of permanent neighbours, by link index and address."""
-    neighbours = (decode.neighbour(a.body) for a in channel.dump(netlink.dump_neighbours()))
+    neighbours = (decode.neighbour(a.body) for a in channel.dump(questions.dump_neighbours()))
     return {(n.index, n.address): n.mac for n in neighbours if n.permanent}
 
 
@@ -155,7 +155,7 @@ def _ends(namespaces: Mapping[str, int]) -> dict[str, ContainerEnd]:
 
 def read_end(channel: Channel) -> SeenEnd | None:
     """Read the end inside a container; None: it has no veth of the name that ours have."""
-    answer, loopback = channel.get(netlink.get_link(names.CONTAINER_LINK), netlink.get_loopback())
+    answer, loopback = channel.get(questions.get_link(names.CONTAINER_LINK), questions.get_loopback())
     if answer is None:
         return None
     link = decode.link(answer.body)
@@ -163,7 +163,7 @@ def read_end(channel: Channel) -> SeenEnd | None:
         return None
     addresses = addresses_of(channel, link.index)
     # Nothing is routed along a link that is down.
-    routes = [decode.route(a.body) for a in channel.dump(netlink.dump_routes())] if link.up else []
+    routes = [decode.route(a.body) for a in channel.dump(questions.dump_routes())] if link.up else []
     gateways = (r.gateway or "-" for r in routes if r.destination == "0.0.0.0/0")
     return SeenEnd(
         index=link.index,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from firewall_rules import names
-from nodeagent.kernel import decode, netlink
+from nodeagent.kernel import decode, netlink, questions
 from nodeagent.kernel.channel import Answer, Channel
 from nodeagent.kernel.observe import is_ours
 
@@ -23,7 +23,7 @@ class LinkWatch:
     def __init__(self) -> None:
         self._channel = Channel(groups=_GROUPS)
         with Channel() as channel:
-            links = (decode.link(answer.body) for answer in channel.dump(netlink.dump_links()))
+            links = (decode.link(answer.body) for answer in channel.dump(questions.dump_links()))
             self._links = {link.index: link for link in links if is_ours(link.name)}
 
     def fileno(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from firewall_rules.backends import choose as choosing
 from firewall_rules.backends import libnftables
 from firewall_rules.backends.base import FirewallError
 from firewall_rules.backends.choose import choose
@@ -44,6 +43,6 @@ def test_what_was_asked_for_and_does_not_work_is_refused_with_what_to_do() -> No
 
 @pytest.mark.usefixtures("no_nft")
 def test_where_nothing_works_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing.IptablesContainerBackend, "unusable", lambda _self: "no tables")
+    monkeypatch.setattr(IptablesContainerBackend, "unusable", lambda _self: "no tables")
     with pytest.raises(FirewallError, match=r"nftables: .*; iptables: no tables"):
         choose("auto")

@@ -210,6 +210,10 @@ def test_a_process_started_again_finds_what_is_in_force(subject: Subject) -> Non
     assert later.read(KEY, subject.namespace) == attrs.evolve(wanted, inbound=POLICY.inbound)
 
 
+def test_a_container_without_rules_yet_has_not_drifted(subject: Subject) -> None:
+    assert not subject.backend.drifted(KEY, subject.namespace)
+
+
 def test_rules_that_were_flushed_are_missed_and_put_back(subject: Subject) -> None:
     subject.backend.install(KEY, subject.namespace, POLICY)
     subject.flush()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from netctl.model import mac_of
-from nodeagent.kernel import decode, netlink
+from nodeagent.kernel import decode, netlink, questions
 from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
 
 GOLDEN = Path(__file__).parent / "netlink_messages.txt"
@@ -45,8 +45,8 @@ MESSAGES = {
     "address": netlink.add_address(2, "10.1.0.2/16"),
     "address deleted": netlink.delete_address(2, "10.1.0.2/16"),
     "default route": netlink.set_default_route(2, "10.1.0.1"),
-    "links": netlink.dump_links(),
-    "routes": netlink.dump_routes(protocol=110),
+    "links": questions.dump_links(),
+    "routes": questions.dump_routes(protocol=110),
 }
 
 

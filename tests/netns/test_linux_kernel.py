@@ -11,7 +11,7 @@ import pytest
 from firewall_rules import names
 from netctl.errors import KernelError
 from netctl.model import mac_of
-from nodeagent.kernel import netlink
+from nodeagent.kernel import netlink, questions
 from nodeagent.kernel.channel import Channel, inside
 from nodeagent.kernel.observe import read_end
 from nodeagent.kernel.watch import LinkWatch
@@ -273,9 +273,9 @@ def test_large_listings_come_whole(node: Namespace) -> None:
     )
     node.run("ip", "-batch", "-", text="".join(f"route add 10.3.{n}.0/24 dev lo\n" for n in range(250)))
     with node.entered(), Channel() as channel:
-        assert len(channel.dump(netlink.dump_links())) == 201
-        assert len(channel.dump(netlink.dump_routes())) == 250
-        assert channel.dump(netlink.dump_routes(protocol=names.ROUTE_PROTOCOL)) == []
+        assert len(channel.dump(questions.dump_links())) == 201
+        assert len(channel.dump(questions.dump_routes())) == 250
+        assert channel.dump(questions.dump_routes(protocol=names.ROUTE_PROTOCOL)) == []
 
 
 def test_thread_is_back_home_whatever_happens_inside(node: Namespace, namespaces: Make) -> None:

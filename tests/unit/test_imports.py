@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,3 +91,18 @@ def test_modules_stay_small() -> None:
         if (lines := len(path.read_text().splitlines())) > 450
     }
     assert long.keys() <= {"netctl/wire/messages.py"}, long
+
+
+@pytest.mark.parametrize("program", ["nodeagent.commands", "nodeagent.helper"])
+def test_a_start_loads_nothing_that_only_later_work_needs(program: str) -> None:
+    script = f"import sys, {program}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "msgspec" in loaded
+    assert not loaded & {"asyncio", "iptc", "pyroute2", "rich", "structlog"}
+
+
+def test_the_privileged_child_is_started_before_the_agent_is_loaded() -> None:
+    script = "import sys, nodeagent.main; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"nodeagent.agent", "nodeagent.helper_client", "netctl.wire", "zmq"} & set(done.stdout.split())

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,9 +13,11 @@ from netctl.errors import InvalidError, RefusedError
 from netctl.wire import identity as identities
 from netctl.wire.identity import Identity, KeyPair
 from netctl.wire.messages import Reset
+from nodeagent import commands
 from nodeagent import main as program
 from nodeagent.desired import Desired
 from nodeagent.directory import DirectoryLock, NodeDirectory, holder, stop_holder
+from nodeagent.facts import EncapsulationChoice
 from nodeagent.found import Found
 from tests.support.agents import container, peer, state
 
@@ -185,6 +188,10 @@ def test_joining_with_something_else_than_an_invite(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_encapsulations_are_those_of_facts() -> None:
+    assert get_args(EncapsulationChoice) == program.ENCAPSULATIONS
+
+
 def test_a_host_name_becomes_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, label in {"Web_01.example.org": "web-01", "n1": "n1", "-X-": "x"}.items():
         fields = list(os.uname())
@@ -192,7 +199,7 @@ def test_a_host_name_becomes_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
         result = os.uname_result(fields)
         with monkeypatch.context() as patched:
             patched.setattr(os, "uname", lambda result=result: result)
-            assert program._host_name() == label
+            assert commands._host_name() == label
 
 
 @pytest.mark.root
