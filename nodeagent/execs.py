@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import struct
-import termios
+import socket
 from collections.abc import Callable
+from typing import Final
 
+from netctl.errors import KernelError
 from nodeagent.apply import Host
 from nodeagent.engine.base import Engine, ExecRequest
 from nodeagent.helper_messages import ExecEnded, OpenExec
+
+TERMINAL_WITHIN: Final = 2.0
+"""Seconds a container's shim may take to make a terminal, which takes it milliseconds."""
 
 
 class Execs:
@@ -29,10 +32,10 @@ class Execs:
         stderr (to read). `ended` is called once, when the command has ended.
 
         Raises:
-            KernelError: The container is not on this node, or is not running.
+            KernelError: The container is not on this node, is not running, or makes no terminal.
         """
         engine = self._host.engine_of(request.container)
-        theirs, ours = _terminal(request.rows, request.columns) if request.tty else _pipes()
+        theirs, ours = _socket() if request.tty else _pipes()
         self._last += 1
         handle = self._last
 
@@ -51,6 +54,8 @@ class Execs:
                     stdin=theirs[0],
                     stdout=theirs[-2],
                     stderr=theirs[-1],
+                    rows=request.rows,
+                    columns=request.columns,
                 ),
                 tell,
             )
@@ -60,6 +65,12 @@ class Execs:
         finally:
             _close(theirs)
         self._running[handle] = (engine, inner)
+        if request.tty:
+            try:
+                ours = (_terminal(ours[0]),)
+            except KernelError:
+                engine.kill_exec(inner)
+                raise
         return handle, ours
 
     def kill(self, handle: int) -> None:
@@ -76,13 +87,33 @@ def _pipes() -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (stdin, stdout, stderr), (to_stdin, from_stdout, from_stderr)
 
 
-def _terminal(rows: int, columns: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return a terminal's slave, three times over, and its master."""
+def _socket() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return a socket for the engine to send a terminal's master by, three times over, and the far end."""
+    ours, theirs = socket.socketpair()
+    descriptor = theirs.detach()
+    return (descriptor, descriptor, descriptor), (ours.detach(),)
+
+
+def _terminal(descriptor: int) -> int:
+    """Wait for the terminal's master to come by the socket `descriptor`, close that, and return the master.
+
+    Raises:
+        KernelError: None comes.
+    """
+    with socket.socket(fileno=descriptor) as sock:
+        sock.settimeout(TERMINAL_WITHIN)
+        try:
+            _, descriptors, _, _ = socket.recv_fds(sock, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        except OSError as error:
+            raise KernelError(
+                f"the container makes no terminal: {error}", "see whether its node is overloaded"
+            ) from error
+    if descriptors:
+        return descriptors[0]
+    # The command cannot run, and an event says why. A terminal without its other side reads as ended.
     master, slave = os.openpty()
-    if rows and columns:
-        # struct winsize of ioctl_tty(2).
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    return (slave, slave, slave), (master,)
+    os.close(slave)
+    return master
 
 
 def _close(descriptors: tuple[int, ...]) -> None:

@@ -150,7 +150,7 @@ class StartContainer:
 
 @attrs.frozen
 class StopContainer:
-    """End a container's command: SIGTERM, and SIGKILL after ten seconds. Does not wait; an event follows."""
+    """End a container's command: SIGTERM, SIGKILL after eight seconds. Does not wait; an event follows."""
 
     container: str
 

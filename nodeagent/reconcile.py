@@ -308,8 +308,8 @@ class Reconciler:
     def settled(self) -> bool:
         """Whether nothing is left to do for the newest desired state, or what is left is in `errors`.
 
-        A container that is coming up is waited for, one that is going down is not: it may take its ten
-        seconds, and is an error until it is gone.
+        A container that is coming up is waited for, one that is going down is not: it may take its
+        time, and is an error until it is gone.
         """
         return (
             self._desired is not None

@@ -11,7 +11,8 @@ own; from then on it depends on nobody, and the engine finds it again by the soc
                        status.json  the state, replaced whole      output     see `shim_output`
 
 Requests: ``{"do": "start", "generation": N}``, ``{"do": "stop"}``, ``{"do": "quit"}``, ``{"do": "exec",
-"handle": N, "tty": B}`` with four descriptors (a file that holds the command as JSON, stdin, stdout, stderr),
+"handle": N, "tty": B, "rows": R, "columns": C}`` with four descriptors (a file that holds the command as
+JSON, stdin, stdout, stderr; with `tty`, the last three are the socket that a terminal's master is sent by),
 ``{"do": "kill", "handle": N}``. Events: ``{"event": "status", ...}``, the first on each connection with two
 descriptors (the network namespace, a pidfd of ours), and ``{"event": "ended", "handle": N, ...}``.
 A request that makes no sense is answered with nothing and changes nothing. An exec belongs to the
@@ -39,13 +40,13 @@ from nodeagent.shim_connections import MESSAGE_BYTES, Connection, Connections
 from nodeagent.shim_execs import Execs
 from nodeagent.shim_loop import Loop
 from nodeagent.shim_output import Output
-from nodeagent.shim_process import NOT_SET_UP, Streams, Walls, exit_code_of, fork_container
+from nodeagent.shim_process import NOT_SET_UP, Streams, TerminalSize, Walls, exit_code_of, fork_container
 from nodeagent.shim_records import COMMAND_BYTES, command_of, make_pipe, read_json, read_report
 
 LISTENER = 3
 """The descriptor of the listening socket we are started with."""
-STOP_AFTER = 10.0
-"""Seconds between SIGTERM and SIGKILL when a container is stopped."""
+STOP_AFTER = 8.0
+"""Seconds between SIGTERM and SIGKILL of a stop: fewer than `netctl stop` waits by default."""
 _READ = 65536
 _PIPE_READS = 16
 """Reads that empty a full pipe (1 MiB at most for a user without privileges, pipe(7))."""
@@ -116,11 +117,16 @@ class Shim:
                 self._ending = True
                 self._signal(signal.SIGKILL)
             case "exec":
-                self._exec(connection, int(request["handle"]), descriptors, tty=bool(request["tty"]))
+                terminal = None
+                if request["tty"]:
+                    terminal = TerminalSize(int(request["rows"]), int(request["columns"]))
+                self._exec(connection, int(request["handle"]), descriptors, terminal)
             case "kill":
                 self._execs.end(connection, int(request["handle"]))
 
-    def _exec(self, connection: Connection, handle: int, descriptors: list[int], *, tty: bool) -> None:
+    def _exec(
+        self, connection: Connection, handle: int, descriptors: list[int], terminal: TerminalSize | None
+    ) -> None:
         def ended(handle: int, exit_code: int, message: str) -> None:
             event = {"event": "ended", "handle": handle, "exit_code": exit_code, "message": message}
             self._connections.send(connection, event)
@@ -128,7 +134,7 @@ class Shim:
         if not self._first or self._status["state"] != "running":
             ended(handle, NOT_SET_UP, "the container is not running")
         else:
-            self._execs.run(connection, handle, ended, self._first_pidfd, descriptors, tty=tty)
+            self._execs.run(connection, handle, ended, self._first_pidfd, descriptors, terminal=terminal)
 
     def _start(self, generation: int) -> None:
         if self._first or self._ending or generation <= self._generation:

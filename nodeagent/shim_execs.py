@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from nodeagent.shim_process import NOT_SET_UP, Streams, exit_code_of, fork_exec
+from nodeagent.shim_process import NOT_SET_UP, Streams, TerminalSize, exit_code_of, fork_exec
 from nodeagent.shim_records import COMMAND_BYTES, command_of, decode, make_pipe, read_report
 
 HANG_UP_AFTER = 2.0
@@ -61,7 +61,7 @@ class Execs:
         first_process: int,
         descriptors: list[int],
         *,
-        tty: bool,
+        terminal: TerminalSize | None,
     ) -> None:
         """Run a command; `ended` is called once, at once if it cannot run.
 
@@ -71,7 +71,8 @@ class Execs:
             ended: See `Ended`.
             first_process: A pidfd of the container's first process.
             descriptors: A file that holds the command as JSON, stdin, stdout, stderr.
-            tty: The last three are a terminal.
+            terminal: The command is to have one of this size, and the last three are the socket that its
+                master is sent by.
         """
         if len(self._running) >= MOST:
             ended(handle, NOT_SET_UP, f"{MOST} commands run in the container already")
@@ -80,7 +81,8 @@ class Execs:
         try:
             file, stdin, stdout, stderr = descriptors
             command = command_of(decode(os.pread(file, COMMAND_BYTES + 1, 0), COMMAND_BYTES))
-            waiter = fork_exec(command, first_process, Streams(stdin, stdout, stderr, to_report), tty=tty)
+            streams = Streams(stdin, stdout, stderr, to_report)
+            waiter = fork_exec(command, first_process, streams, terminal)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             os.close(report)
             ended(handle, NOT_SET_UP, f"cannot run a command: {error}")

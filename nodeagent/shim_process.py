@@ -18,6 +18,7 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import termios
 from collections.abc import Callable
@@ -34,6 +35,8 @@ KILLED_BY = 128
 MOST_PROCESSES = 4096
 """Processes and threads of one container: a fork bomb takes down its own container alone."""
 _REPORT = 3
+_TIOCSPTLCK, _TIOCGPTPEER = 0x4004_5431, 0x5441
+"""Unlock a terminal's other side, and open it by its master rather than by a path: ioctl_tty(2)."""
 _LIMITS = {
     resource.RLIMIT_CORE: (0, 0),
     resource.RLIMIT_NOFILE: (1024, 524288),
@@ -84,6 +87,13 @@ class Streams(NamedTuple):
     report: int
 
 
+class TerminalSize(NamedTuple):
+    """Rows and columns; 0: not known."""
+
+    rows: int
+    columns: int
+
+
 def exit_code_of(status: int) -> int:
     """Return the exit code of a wait status, waitpid(2)."""
     code = os.waitstatus_to_exitcode(status)
@@ -104,16 +114,18 @@ def fork_container(command: Command, walls: Walls, streams: Streams) -> int:
         syscalls.setns(walls.pid_namespace, syscalls.CLONE_NEWPID)
 
 
-def fork_exec(command: Command, first_process: int, streams: Streams, *, tty: bool) -> int:
+def fork_exec(
+    command: Command, first_process: int, streams: Streams, terminal: TerminalSize | None = None
+) -> int:
     """Start a command beside the one that runs in a container; return the pid of the process that waits.
 
     Args:
         command: What to run.
         first_process: A pidfd of the container's first process.
-        streams: The command's; with `tty` the same terminal three times.
-        tty: Whether they are the terminal to be controlled by.
+        streams: The command's; with `terminal` three times the socket to send a terminal's master by.
+        terminal: The size of the terminal to make in the container, and to be controlled by.
     """
-    return _fork(lambda: _enter(command, first_process, streams, tty=tty), streams.report)
+    return _fork(lambda: _enter(command, first_process, streams, terminal), streams.report)
 
 
 def _fork(child: Callable[[], NoReturn], report: int) -> int:
@@ -169,7 +181,7 @@ def _serve_as_init(command: int) -> NoReturn:
                 break
 
 
-def _enter(command: Command, first_process: int, streams: Streams, *, tty: bool) -> NoReturn:
+def _enter(command: Command, first_process: int, streams: Streams, terminal: TerminalSize | None) -> NoReturn:
     _be_killed_first()
     syscalls.setns(
         first_process,
@@ -181,6 +193,12 @@ def _enter(command: Command, first_process: int, streams: Streams, *, tty: bool)
     )
     _arrange(streams)
     _drop_privileges(command)
+    if terminal is not None:
+        try:
+            _take_terminal(terminal)
+        except OSError as error:
+            _tell_failure(_REPORT, NOT_SET_UP, f"cannot make a terminal: {error.strerror}")
+            os._exit(NOT_SET_UP)
     # This process stays outside the container's pid namespace; its child is inside.
     told, to_tell = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -189,11 +207,30 @@ def _enter(command: Command, first_process: int, streams: Streams, *, tty: bool)
         os.close(to_tell)
         # Not before the shim can know whom to end: what the command starts would be out of its reach.
         os.read(told, 1)
-        _become(command, tty=tty)
+        _become(command, tty=terminal is not None)
     _tell(_REPORT, {"pid": pid})
     os.closerange(0, to_tell + 1)
     _, status = os.waitpid(pid, 0)
     os._exit(exit_code_of(status))
+
+
+def _take_terminal(size: TerminalSize) -> None:
+    """Make a terminal in the container's own devpts, send its master by descriptor 0, be on its other side.
+
+    Its owner is the container's user, whose privileges we have by now. The name of the master is one that
+    nobody in the container can put something else at.
+    """
+    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
+    # struct winsize of ioctl_tty(2).
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
+    with socket.socket(fileno=os.dup(0)) as sock:
+        socket.send_fds(sock, [b"t"], [master])
+    os.close(master)
+    for target in range(_REPORT):
+        os.dup2(slave, target)
+    os.close(slave)
 
 
 def _become(command: Command, *, tty: bool) -> NoReturn:

@@ -16,10 +16,14 @@ class ExecRequest:
     """A command to run inside a container.
 
     Attributes:
+        tty: The command gets a terminal of the container's own, which becomes the controlling one.
         stdin: Descriptor the command reads; the engine duplicates what it needs, the caller closes its own.
+            With a terminal, all three are one UNIX socket: the terminal's master is sent by it (SCM_RIGHTS,
+            beside one byte) before the command runs; it ends without one if the command cannot run.
         stdout: Descriptor it writes.
-        stderr: Descriptor it writes; the same as `stdout` with a terminal.
-        tty: The three are one terminal, which becomes the controlling one.
+        stderr: Descriptor it writes.
+        rows: Of the terminal; 0: not known.
+        columns: Likewise.
     """
 
     argv: Sequence[str]
@@ -29,6 +33,8 @@ class ExecRequest:
     stdin: int
     stdout: int
     stderr: int
+    rows: int = 0
+    columns: int = 0
 
 
 class Engine(Protocol):
@@ -61,7 +67,7 @@ class Engine(Protocol):
         """
 
     def stop(self, container: str) -> None:
-        """SIGTERM, SIGKILL after ten seconds; an event says ``exited``."""
+        """SIGTERM, SIGKILL after eight seconds; an event says ``exited``."""
 
     def remove(self, container: str) -> None:
         """Kill and forget the container; when this returns its namespaces and processes are gone."""

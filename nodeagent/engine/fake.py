@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import socket
 import struct
+import termios
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -25,7 +28,7 @@ class FakeExec:
     """A command a caller asked to run in a container, until a test ends it.
 
     Attributes:
-        stdin: Our own copies of the caller's descriptors; a test plays the command on them.
+        stdin: Our own copies of the caller's descriptors, or the terminal; a test plays the command on them.
         killed: `kill_exec` was called.
     """
 
@@ -152,9 +155,12 @@ class FakeEngine:
         if box is None or box.seen.state != "running":
             raise KernelError(f"container {container} is not running")
         self._handles += 1
-        self.execs[self._handles] = FakeExec(
-            container, request, ended, os.dup(request.stdin), os.dup(request.stdout), os.dup(request.stderr)
-        )
+        if request.tty:
+            slave = _send_terminal(request)
+            stdin, stdout, stderr = slave, os.dup(slave), os.dup(slave)
+        else:
+            stdin, stdout, stderr = (os.dup(fd) for fd in (request.stdin, request.stdout, request.stderr))
+        self.execs[self._handles] = FakeExec(container, request, ended, stdin, stdout, stderr)
         return self._handles
 
     def kill_exec(self, handle: int) -> None:
@@ -262,3 +268,14 @@ class FakeEngine:
         for handle, command in list(self.execs.items()):
             if command.container == container:
                 self.end_exec(handle, 137)
+
+
+def _send_terminal(request: ExecRequest) -> int:
+    """Make a terminal and send its master as the request says; return its other side."""
+    master, slave = os.openpty()
+    # struct winsize of ioctl_tty(2).
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", request.rows, request.columns, 0, 0))
+    with socket.socket(fileno=os.dup(request.stdin)) as sock:
+        socket.send_fds(sock, [b"t"], [master])
+    os.close(master)
+    return slave

@@ -195,7 +195,13 @@ class ProcessEngine:
             with open(file, "wb", closefd=False) as writer:
                 writer.write(msgspec.json.encode(command))
             link.send(
-                {"do": "exec", "handle": self._handles, "tty": request.tty},
+                {
+                    "do": "exec",
+                    "handle": self._handles,
+                    "tty": request.tty,
+                    "rows": request.rows,
+                    "columns": request.columns,
+                },
                 (file, request.stdin, request.stdout, request.stderr),
             )
         finally:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from nodeagent.shim import STOP_AFTER
 from tests.support.lab import Lab
 from tests.support.netns import wait_for
 
@@ -79,6 +82,18 @@ def test_stop_start_and_rm(lab: Lab) -> None:
     wait_for(lambda: lab.netctl("logs", "again").out.count("started") == 2, 10, "the second start")
     lab.netctl("rm", "--force", "again")
     lab.netctl("inspect", "again", status=1)
+
+
+def test_stop_of_a_command_that_ignores_it_is_done_in_the_time_it_waits_by_default(lab: Lab) -> None:
+    lab.run("stubborn", command=("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1000; done"))
+    wait_for(lambda: "ready" in lab.netctl("logs", "stubborn").out, 10, "the trap")
+    began = time.monotonic()
+    lab.netctl("stop", "stubborn")
+    # The control: it was not the first signal that ended it.
+    assert time.monotonic() - began > STOP_AFTER / 2
+    row = lab.containers()["stubborn"]
+    assert (row["state"], row["exit_code"]) == ("exited", 137)
+    lab.netctl("rm", "stubborn")
 
 
 def test_a_command_that_cannot_start_is_refused_with_its_reason(lab: Lab) -> None:

@@ -72,6 +72,8 @@ def shell(lab: Lab) -> Iterator[Terminal]:
 def test_a_shell_on_a_terminal(shell: Terminal) -> None:
     shell.type("echo $((6*7)); stty size; test -t 0 && test -t 1 && test -t 2 && echo terminal\n")
     shell.until("42\r\n30 100\r\nterminal\r\n")
+    shell.type("tty; echo > $(tty) && ls /dev/pts\n")
+    shell.until("/dev/pts/0\r\n\r\n0  ptmx\r\n")
     shell.type("exit 5\n")
     assert shell.process.wait(20) == 5
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import select
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from collections.abc import Iterator
@@ -18,12 +21,17 @@ from pathlib import Path
 
 import pytest
 
+from firewall_rules.backends.fake import FakeHostBackend
 from netctl.errors import KernelError
 from netctl.model import Workload
+from nodeagent.apply import Host
 from nodeagent.engine.base import ExecRequest
 from nodeagent.engine.cgroups import PARENT, Cgroups, find_hierarchies
 from nodeagent.engine.process import ProcessEngine
 from nodeagent.engine.process_spec import OWN_IDS
+from nodeagent.execs import Execs
+from nodeagent.helper_messages import ExecEnded, OpenExec
+from nodeagent.kernel.fake import FakeKernel
 from nodeagent.shim_output import LIMIT, STEP
 from nodeagent.shim_process import MOST_PROCESSES
 from tests.support.engines import (
@@ -520,22 +528,94 @@ def test_an_exec_inherits_no_descriptor(rig: ProcessRig) -> None:
     assert ran(rig.engine, running(rig), "sh", "-c", "ls /proc/$$/fd").split() == ["0", "1", "2"]
 
 
+def on_a_terminal(
+    rig: ProcessRig, container: str, script: str, user: str = ""
+) -> tuple[int, list[ExecEnded]]:
+    """Run a shell on a terminal of 33 rows and 101 columns; return its master, and where its end is told."""
+    ended: list[ExecEnded] = []
+    execs = Execs(Host(FakeKernel(), None, FakeHostBackend(), [rig.engine]))
+    request = OpenExec(container, ("sh", "-c", script), (("TERM", "xterm"),), user, True, 33, 101)
+    _, (master,) = execs.open(request, ended.append)
+    return master, ended
+
+
+def seen_on(master: int, wanted: bytes) -> bytes:
+    """Read until something is on the terminal."""
+    seen = b""
+    while wanted not in seen:
+        assert select.select([master], [], [], 15)[0], seen
+        seen += os.read(master, 1024)
+    return seen
+
+
 def test_an_exec_on_a_terminal_is_controlled_by_it(rig: ProcessRig) -> None:
     container = running(rig)
-    master, slave = os.openpty()
-    ended: list[tuple[int, str]] = []
-    request = ExecRequest(
-        ("sh", "-c", "test -t 0 && test -t 1 && test -t 2 && echo terminal > /dev/tty; read line; exit 9"),
-        (("TERM", "xterm"),), "", tty=True, stdin=slave, stdout=slave, stderr=slave,
-    )  # fmt: skip
-    rig.engine.exec(container, request, lambda *end: ended.append(end))
-    os.close(slave)
-    seen = b""
-    while b"terminal" not in seen:
-        seen += os.read(master, 1024)
+    script = "test -t 0 && test -t 1 && test -t 2 && echo terminal > /dev/tty; read line; exit 9"
+    master, ended = on_a_terminal(rig, container, script)
+    seen_on(master, b"terminal")
     os.write(master, b"\x03")
     until(rig.engine, lambda: bool(ended))
-    assert ended == [(130, "")]
+    assert [(end.exit_code, end.message) for end in ended] == [(130, "")]
+    os.close(master)
+
+
+@pytest.mark.parametrize("user", ["", "nobody"])
+def test_a_terminal_is_the_containers_own_and_of_the_size_asked_for(rig: ProcessRig, user: str) -> None:
+    container = running(rig)
+    script = "tty; stty size; stat -c %u:%a $(tty); ls -1 /proc/self/fd; ls -1 /dev/pts; read line; stty size"
+    master, ended = on_a_terminal(rig, container, script, user)
+    uid = 65534 if user else 0
+    wanted = f"/dev/pts/0\r\n33 101\r\n{uid}:620\r\n0\r\n1\r\n2\r\n3\r\n0\r\nptmx\r\n".encode()
+    assert seen_on(master, b"ptmx\r\n") == wanted
+    # The agent holds the master, and needs nobody to change the size.
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 132, 0, 0))
+    os.write(master, b"\n")
+    seen_on(master, b"50 132")
+    until(rig.engine, lambda: bool(ended))
+    assert ended[0].exit_code == 0
+    with pytest.raises(OSError, match="Input/output error"):
+        os.read(master, 1)
+    os.close(master)
+
+
+def test_a_command_without_a_program_on_a_terminal_says_why(rig: ProcessRig) -> None:
+    container = running(rig)
+    ended: list[ExecEnded] = []
+    execs = Execs(Host(FakeKernel(), None, FakeHostBackend(), [rig.engine]))
+    _, (master,) = execs.open(OpenExec(container, ("/no/such",), tty=True), ended.append)
+    until(rig.engine, lambda: bool(ended))
+    assert ended[0].exit_code == 127
+    assert "/no/such" in ended[0].message
+    os.close(master)
+
+
+def test_a_terminal_of_a_container_that_has_none_is_refused_in_time(
+    rig: ProcessRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nodeagent.execs.TERMINAL_WITHIN", 0.2)
+    container = running(rig)
+    shim = shim_of(container)
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        with pytest.raises(KernelError, match="no terminal"):
+            on_a_terminal(rig, container, "true")
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    # The control: it is the shim that was waited for.
+    master, ended = on_a_terminal(rig, container, "echo $((6*7))")
+    seen_on(master, b"42")
+    until(rig.engine, lambda: bool(ended))
+    os.close(master)
+
+
+def test_a_hostile_container_cannot_put_itself_where_terminals_are_made(rig: ProcessRig) -> None:
+    container = running(rig)
+    ran(rig.engine, container, "sh", "-c", "rm /dev/ptmx; ln -s null /dev/ptmx")
+    for attempt in ("mv /dev/pts /dev/old", "rm -rf /dev/pts", "ln -sf /dev/null /dev/pts/ptmx"):
+        assert execute(rig.engine, container, ("sh", "-c", attempt))[0] != 0
+    master, ended = on_a_terminal(rig, container, "tty")
+    seen_on(master, b"/dev/pts/0")
+    until(rig.engine, lambda: bool(ended))
     os.close(master)
 
 
