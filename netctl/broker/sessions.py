@@ -248,12 +248,15 @@ class Sessions:
         if peer.role == "node":
             older.append(self._nodes.get(peer.key))
         elif self._per_key[peer.key] >= self._limits.sessions_per_key:
-            older.append(next((p for p in self if p.key == peer.key and p.role == peer.role), None))
+            same = [p for p in self if p.key == peer.key and p.role == peer.role]
+            # One that waits for nothing first: its command has ended, and a broker is not told of that.
+            older.append(next((p for p in same if not p.outstanding), next(iter(same), None)))
         for old in older:
             if old is not None:
                 ended += self.end(old, "a newer session took its place")
         if len(self._confirmed) >= self._limits.sessions:
-            idle = next((p for p in self if p.role != "node"), None)
+            others = [p for p in self if p.role != "node"]
+            idle = next((p for p in others if not p.outstanding), next(iter(others), None))
             ended += self.end(idle, "too many sessions") if idle is not None else []
         self._confirmed[peer.session.id] = peer
         self._routes[peer.route] = peer

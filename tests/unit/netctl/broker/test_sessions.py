@@ -212,6 +212,20 @@ def test_a_user_has_several_sessions_up_to_a_bound() -> None:
     assert [client.live() for client in (clients[0], clients[2], fourth)] == [True, True, True]
 
 
+def test_a_session_that_waits_for_something_is_not_the_one_that_makes_room() -> None:
+    sessions = table(sessions_per_key=3)
+    keys = KeyPair.generate()
+    following = opened(sessions, keys=keys)
+    next(iter(sessions)).outstanding = 1
+    commands = [opened(sessions, keys=keys) for _ in range(9)]
+    assert following.live()
+    assert [command.live() for command in commands] == [False] * 7 + [True] * 2
+    for peer in sessions:
+        peer.outstanding = 1
+    opened(sessions, keys=keys)
+    assert len(sessions) == 3
+
+
 def test_half_open_handshakes_are_bounded_in_number() -> None:
     sessions = table(half_open=8)
     node = opened(sessions, "node")
