@@ -142,7 +142,10 @@ class Waiting(Generic[Ticket]):
         errors = _concerning(wait.promise, known)
         started = next((e for e in errors if wait.promise.starts and e.subject == wait.promise.starts), None)
         if started is not None:
-            return Failure("failed", started.message, started.remedy, (node,), wait.promise.revision)
+            remedy = (
+                started.remedy or f"take it out with `netctl rm --force {started.subject}`, or see its logs"
+            )
+            return Failure("failed", started.message, remedy, (node,), wait.promise.revision)
         if not errors:
             wait.missing.discard(node)
         return None

@@ -105,6 +105,10 @@ def test_a_container_that_does_not_start_fails_at_once(
     failure = Failure("failed", "no such file", "name one", ("n1",), 7)
     assert waiting.reported("n1") == [("a", failure)]
     assert waiting.add("b", promise, 10.0) == failure
+    nodes["n1"] = LiveNode(connected=True, applied=7, errors=(NodeError("web", "no such file"),))
+    unexplained = waiting.add("c", promise, 10.0)
+    assert isinstance(unexplained, Failure)
+    assert "netctl rm --force web" in unexplained.remedy
 
 
 def test_a_node_that_is_gone_is_not_waited_for(nodes: dict[str, LiveNode], waiting: Waiting[str]) -> None:
