@@ -27,6 +27,7 @@ from zmq.utils.monitor import recv_monitor_message
 from netctl.errors import InvalidError, ProtocolError, UnavailableError
 from netctl.model import NodeFacts
 from netctl.stream import Stream, StreamTable
+from netctl.wire import codec
 from netctl.wire.failures import error_of
 from netctl.wire.identity import Identity, KeyPair
 from netctl.wire.invite import Invite
@@ -261,10 +262,12 @@ class Client:
 
         Raises:
             NetctlError: What the broker answered, rebuilt: `PendingError` names the nodes and the revision.
+            InvalidError: A value is out of the bounds of every broker.
             UnavailableError: The broker cannot be reached, or did not answer in time.
         """
         if getattr(message, "key", None) == "":
             message = attrs.evolve(message, key=secrets.token_hex(16))
+        _check(message)
         if timeout is None:
             timeout = float(getattr(message, "timeout", REQUEST_TIMEOUT)) + ANSWER_MARGIN
         deadline = time.monotonic() + timeout
@@ -412,6 +415,21 @@ class Client:
             f"the session with the broker ended: {lost}",
             "try again; whether the last request was done shows in the listings",
         )
+
+
+def _check(message: Message) -> None:
+    """Refuse a request that no broker would read, before it costs the session.
+
+    Raises:
+        InvalidError: Something in it is too long, or there is too much of it.
+    """
+    data = codec.encode(Envelope(0, message), codec.MAX_CLIENT_MESSAGE)
+    try:
+        codec.decode(data)
+    except ProtocolError as error:
+        raise InvalidError(
+            f"the broker reads no such request: {error.message}", "correct that value"
+        ) from None
 
 
 def enrol(invite: Invite | str, name: str | None = None, facts: NodeFacts | None = None) -> Identity:

@@ -118,6 +118,20 @@ def test_an_error_is_rebuilt_with_its_remedy(client: Client, nodes: list[SocketN
     assert "did you mean web" in caught.value.remedy
 
 
+def test_what_no_broker_reads_is_refused_at_once_and_costs_no_session(client: Client) -> None:
+    before = client.request(GetStatus())
+    assert isinstance(before, BrokerStatus)
+    for long in (
+        attrs.evolve(WORKLOAD, env=(("A", "a" * 4097),)),
+        attrs.evolve(WORKLOAD, argv=("a" * 4000,) * 80),
+    ):
+        with pytest.raises(InvalidError):
+            client.request(RunContainer("long", long))
+    after = client.request(GetStatus())
+    assert isinstance(after, BrokerStatus)
+    assert (after.sessions, after.containers) == (before.sessions, before.containers)
+
+
 def test_connect_returns_when_both_nodes_have_applied_it(client: Client, nodes: list[SocketNode]) -> None:
     done = client.request(Connect("web", "db", (Port("tcp", 5432),)))
     assert isinstance(done, Done)
