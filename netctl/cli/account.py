@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from netctl.cli import output, target
-from netctl.cli.options import JsonOption, LabOption, examples
+from netctl.cli.options import JsonOption, LabOption, checked, examples
 from netctl.errors import ExistsError, InvalidError
 from netctl.model import check_name
 from netctl.wire.messages import CreateInvite, InviteCreated
@@ -26,6 +26,10 @@ TtlOption = Annotated[
     int,
     typer.Option("--ttl", metavar="SECONDS", min=1, max=30 * 86400, help="How long the invite is good for."),
 ]
+
+
+SECONDS_SHOWN = 120
+"""How long an invite is good for is said in minutes from here on."""
 
 
 def register(app: typer.Typer) -> None:
@@ -66,11 +70,12 @@ def join(
             f"this user has joined a broker already ({path})",
             "remove that file first if you mean to leave it",
         )
+    wanted = _checked(name)
     given = invites.parse(invite)
     if given.kind != "user":
         raise InvalidError("this invite is for a node", "use it there: `nodeagent join INVITE`")
     with target.notice("the broker"):
-        joined = client.enrol(given, check_name(name) if name is not None else None)
+        joined = client.enrol(given, wanted)
     identity.save(joined, path)
     if as_json:
         typer.echo(output.to_json({"name": joined.name, "identity": str(path)}))
@@ -103,7 +108,7 @@ def invite_node(
 
 
 def _checked(name: str | None) -> str | None:
-    return None if name is None else check_name(name)
+    return None if name is None else checked(check_name, name)
 
 
 def _invite(
@@ -115,5 +120,6 @@ def _invite(
         return
     # The invite alone on stdout, so that it can be piped to where it is used.
     typer.echo(answer.invite)
-    minutes = max(1, round((answer.expires_at - time.time()) / 60))
-    typer.echo(f"use it once, within {minutes} min: {use} INVITE", err=True)
+    seconds = max(0, round(answer.expires_at - time.time()))
+    within = f"{seconds} s" if seconds < SECONDS_SHOWN else f"{round(seconds / 60)} min"
+    typer.echo(f"use it once, within {within}: {use} INVITE", err=True)

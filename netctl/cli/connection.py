@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from netctl.cli import output, target
-from netctl.cli.options import JsonOption, LabOption, PortOption, TimeoutOption, examples
+from netctl.cli.options import JsonOption, LabOption, PortOption, TimeoutOption, checked, examples
 from netctl.model import Port, check_name
 from netctl.wire.messages import Connect, ConnectionList, Disconnect, Done, ListConnections
 
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _ports(texts: list[str] | None) -> tuple[Port, ...]:
-    return tuple(dict.fromkeys(Port.parse(text) for text in texts or ()))
+    return tuple(dict.fromkeys(checked(Port.parse, text) for text in texts or ()))
 
 
 def connect(
@@ -54,7 +54,7 @@ def connect(
 
     Returns when both ends enforce it: the very next packet passes.
     """
-    message = Connect(check_name(source), check_name(destination), _ports(port), timeout)
+    message = Connect(checked(check_name, source), checked(check_name, destination), _ports(port), timeout)
     waiting = f"the nodes of {source} and {destination} to open it"
     output.show_done(target.ask(context, lab, message, Done, waiting), as_json=as_json)
 
@@ -74,7 +74,7 @@ def disconnect(
     Without --port it removes every connection from A to B, and the one between them that was made
     without a port. Returns when it is over: the very next packet is dropped.
     """
-    message = Disconnect(check_name(source), check_name(destination), _ports(port), timeout)
+    message = Disconnect(checked(check_name, source), checked(check_name, destination), _ports(port), timeout)
     waiting = f"the nodes of {source} and {destination} to close it"
     output.show_done(target.ask(context, lab, message, Done, waiting), as_json=as_json)
 

@@ -15,9 +15,10 @@ from netctl.cli.options import (
     LabOption,
     TimeoutOption,
     UserOption,
+    checked,
     examples,
 )
-from netctl.errors import InvalidError, NetctlError, UsageError
+from netctl.errors import NetctlError, UsageError
 from netctl.model import Workload, check_name
 from netctl.wire.messages import (
     ContainerDetail,
@@ -72,7 +73,7 @@ def _environment(pairs: list[str] | None) -> tuple[tuple[str, str], ...]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not name or not equals:
-            raise InvalidError(f"{pair[:80]!r} is no variable", "write it as NAME=VALUE")
+            raise UsageError(f"{pair[:80]!r} is no variable", "write it as NAME=VALUE")
         result.append((name, value))
     return tuple(result)
 
@@ -106,10 +107,10 @@ def run(
     if engine != "process":
         raise UsageError(f"there is no engine {engine[:80]!r}", "the engine of this version is `process`")
     if not workdir.startswith("/"):
-        raise InvalidError(f"{workdir[:80]!r} is no absolute directory", "give --workdir from / on")
+        raise UsageError(f"{workdir[:80]!r} is no absolute directory", "give --workdir from / on")
     capabilities = tuple(each.upper().removeprefix("CAP_") for each in cap_add or ())
     workload = Workload("process", tuple(command), _environment(env), user, capabilities, workdir)
-    message = RunContainer(check_name(name), workload, node, timeout)
+    message = RunContainer(checked(check_name, name), workload, node, timeout)
     output.show_done(target.ask(context, lab, message, Done, f"{name} to run"), as_json=as_json)
 
 

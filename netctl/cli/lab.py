@@ -13,7 +13,7 @@ from netctl.cli import output, target
 from netctl.cli.options import JsonOption, LabOption, examples
 from netctl.errors import UsageError
 from netctl.lab import registry
-from netctl.lab.topology import Wish
+from netctl.lab.topology import MAX_MTU, MAX_NODES, MIN_MTU, Wish
 
 DirOption = Annotated[
     str | None,
@@ -69,7 +69,8 @@ def up(
     context: typer.Context,
     *,
     nodes: Annotated[
-        int | None, typer.Option("--nodes", metavar="N", help="How many.", show_default="3")
+        int | None,
+        typer.Option("--nodes", metavar="N", min=1, max=MAX_NODES, help="How many.", show_default="3"),
     ] = None,
     encapsulation: Annotated[
         Literal["auto", "gre", "vxlan", "direct"] | None,
@@ -80,7 +81,10 @@ def up(
         typer.Option("--firewall", help="Of the containers' namespaces.", show_default="auto"),
     ] = None,
     mtu: Annotated[
-        int | None, typer.Option("--mtu", metavar="BYTES", help="Of the underlay.", show_default="1500")
+        int | None,
+        typer.Option(
+            "--mtu", metavar="BYTES", min=MIN_MTU, max=MAX_MTU, help="Of the underlay.", show_default="1500"
+        ),
     ] = None,
     directory: DirOption = None,
     outside: Annotated[bool, typer.Option("--outside", hidden=True)] = False,
@@ -102,7 +106,9 @@ def up(
         return
     typer.echo(f"the lab in {place} is up: {', '.join(node.name for node in result.nodes)}")
     if len(registry.labs_up()) > 1:
-        typer.echo(f"say which lab commands mean: export NETCTL_LAB={place}", err=True)
+        typer.echo(
+            f"other labs are up too; to have commands mean this one: export NETCTL_LAB={place}", err=True
+        )
 
 
 def down(context: typer.Context, directory: DirOption = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -68,25 +69,41 @@ def run(arguments: Sequence[str]) -> int:
         # Whoever read our output went away, e.g. `head`.
         sys.stderr.close()
         return 1
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else "the output cannot be written: "
+        output.show_error(NetctlError(f"{what}{error.strerror}"), as_json=as_json)
+        return NetctlError.exit_status
     except Exception as error:
         # Typer has raised Click's exceptions under different names in different versions; know them by
         # what they offer.
         explain = getattr(error, "format_message", None)
         if explain is None:
             raise
-        output.show_error(_usage(str(explain()), error), as_json=as_json)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(explain()), err=True)
+        else:
+            output.show_error(_usage(str(explain()), error, dashes="--" in arguments), as_json=as_json)
         return UsageError.exit_status
     return result if isinstance(result, int) else 0
 
 
-def _usage(text: str, error: Exception) -> UsageError:
+def _usage(text: str, error: Exception, *, dashes: bool) -> UsageError:
     context = getattr(error, "ctx", None)
     where = getattr(context, "command_path", "netctl")
-    return UsageError(text.rstrip("."), f"see `{where} --help`")
+    remedy = f"see `{where} --help`"
+    if hasattr(error, "option_name") and not dashes and where.split()[-1] in ("run", "exec", "shell"):
+        remedy = f"put -- before the container's command; {remedy}"
+    return UsageError(text.rstrip("."), remedy)
 
 
 def main() -> None:
     """Run `netctl` for the console script."""
+    for descriptor in range(3):
+        # Where one is closed, the next socket would become our stdin or stdout.
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     sys.exit(run(sys.argv[1:]))
 
 

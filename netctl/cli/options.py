@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import typer
+
+from netctl.errors import InvalidError, UsageError
+
+T = TypeVar("T")
 
 LabOption = Annotated[
     str | None,
@@ -43,6 +48,18 @@ UserOption = Annotated[
         "--user", "-u", metavar="UID[:GID]", help="Whom it runs as; a number or a name.", show_default=False
     ),
 ]
+
+
+def checked(check: Callable[[str], T], text: str) -> T:
+    """Return what `check` makes of a word of the command line.
+
+    Raises:
+        UsageError: It is of the wrong form.
+    """
+    try:
+        return check(text)
+    except InvalidError as error:
+        raise UsageError(error.message, error.remedy) from None
 
 
 def examples(*lines: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -14,6 +16,8 @@ from netctl.errors import NetctlError
 from netctl.wire.messages import ConnectionView, ContainerDetail, ContainerView, Done, NodeDetail, NodeView
 
 Row = Mapping[str, Any]
+MOMENTS = ("created_at", "last_seen")
+"""Keys whose value is a time, in seconds since 1970."""
 
 
 def printable(text: str) -> str:
@@ -103,7 +107,16 @@ def show_record(row: Row, *, as_json: bool) -> None:
         return
     width = max(len(key) for key in row)
     for key, value in row.items():
-        typer.echo(f"{key.ljust(width)}  {_cell(value)}")
+        typer.echo(f"{key.ljust(width)}  {_told(key, value)}")
+
+
+def _told(key: str, value: Any) -> str:
+    """Return a value as a person reads it best."""
+    if key in MOMENTS and value:
+        return datetime.fromtimestamp(value, tz=UTC).astimezone().isoformat(sep=" ", timespec="seconds")
+    if key == "command":
+        return printable(shlex.join(value))
+    return _cell(value)
 
 
 def _cell(value: Any) -> str:
@@ -113,9 +126,11 @@ def _cell(value: Any) -> str:
         return printable(str(value))
     if isinstance(value, float):
         return f"{value:.1f}"
-    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
-        return printable(", ".join(value)) or "-"
-    return printable(to_json(value))
+    if attrs.has(type(value)):
+        return _cell(attrs.asdict(value))
+    if isinstance(value, Mapping):
+        return " ".join(f"{printable(str(name))}={_cell(each)}" for name, each in value.items()) or "-"
+    return ", ".join(_cell(each) for each in value) or "-"
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str]) -> None:
@@ -130,11 +145,8 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> None:
     for row in rows:
         # Text, since a plain string would be searched for markup.
         table.add_row(*(Text(_cell(row[column])) for column in columns))
-    console = Console(file=sys.stdout)
-    if not console.is_terminal:
-        # Piped output is for programs: nothing may be cut off at some width.
-        console.width = 10_000
-    console.print(table)
+    # A narrow terminal wraps lines, and a program reads whole ones: nothing is cut off at some width.
+    Console(file=sys.stdout, width=10_000).print(table)
 
 
 def show_error(error: NetctlError, *, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from netctl.cli import output
 from netctl.errors import NetctlError
 from netctl.wire.messages import StreamData, StreamEnd
 
@@ -51,12 +52,22 @@ def run(client: Client, stream: Stream, *, stdin: bool, raw: bool) -> int:
     """
     with _raw(enabled=raw), _wake_on_resize(enabled=raw) as resized:
         try:
-            return _Pump(client, stream, stdin=stdin, resized=resized).run()
+            end = _Pump(client, stream, stdin=stdin, resized=resized).run()
         except BrokenPipeError:
             return BROKEN_PIPE_STATUS
+        except OSError as error:
+            raise NetctlError(f"the output cannot be written: {error.strerror}") from error
         finally:
             with contextlib.suppress(NetctlError):
                 stream.close()
+    if end.exit_code is None:
+        raise NetctlError(
+            end.message or "the stream ended without a status", "see the container with `netctl inspect`"
+        )
+    if end.message:
+        # Why the status is not one of the command's: it could not be run, or the container ended.
+        output.show_error(NetctlError(end.message), as_json=False)
+    return end.exit_code
 
 
 class _Pump:
@@ -73,11 +84,11 @@ class _Pump:
         if not stdin:
             stream.close_input()
 
-    def run(self) -> int:
+    def run(self) -> StreamEnd:
         while True:
             self._take_in()
             if self._end is not None and not self._output:
-                return self._status(self._end)
+                return self._end
             if not self._send_input():
                 # Only straight after having received everything does the client's descriptor tell of more.
                 self._wait()
@@ -141,14 +152,6 @@ class _Pump:
         if not self._input:
             self._input_open = False
             self._stream.close_input()
-
-    @staticmethod
-    def _status(end: StreamEnd) -> int:
-        if end.exit_code is None:
-            raise NetctlError(
-                end.message or "the stream ended without a status", "see the container with `netctl inspect`"
-            )
-        return end.exit_code
 
 
 @contextlib.contextmanager

@@ -165,7 +165,11 @@ def test_details(broker: Broker, netctl: Netctl) -> None:
     assert list(inspected)[:6] == ["name", "node", "address", "engine", "state", "exit_code"]
     assert (inspected["command"], inspected["env"]) == (["sleep", "9"], {"A": "1"})
     assert inspected["connections"][0]["ports"] == ["5432/tcp"]
-    assert "sleep, 9" in netctl("inspect", "web").out
+    told = netctl("inspect", "web").out
+    assert "sleep 9\n" in told
+    assert "A=1\n" in told
+    assert "from=web to=db ports=5432/tcp" in told
+    assert "5.0" not in told
 
 
 def test_status_and_version(broker: Broker, netctl: Netctl) -> None:

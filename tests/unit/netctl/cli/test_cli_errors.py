@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from netctl.cli import target
 from netctl.errors import NotFoundError, PendingError, UnavailableError, UsageError
 from netctl.lab import registry
-from netctl.wire.messages import Connect, Done, ListContainers, OpenExec, RunContainer
+from netctl.wire.messages import Connect, ContainerList, Done, ListContainers, OpenExec, RunContainer
 from tests.unit.netctl.cli.conftest import Broker, Netctl
 
 
@@ -55,14 +58,57 @@ def test_wrong_usage_is_one_line_too(broker: Broker, netctl: Netctl) -> None:
     assert json.loads(outcome.err)["code"] == "usage"
 
 
+def test_options_of_a_command_are_told_from_netctls(broker: Broker, netctl: Netctl) -> None:
+    del broker
+    assert "put -- before the container's command" in netctl("exec", "web", "ls", "-l").err
+    assert "put --" not in netctl("exec", "web", "-l", "--", "ls").err
+    assert "put --" not in netctl("ps", "-l").err
+
+
+@pytest.mark.parametrize("command", ["", "node"])
+def test_nothing_to_do_is_answered_with_help(netctl: Netctl, command: str) -> None:
+    outcome = netctl(*command.split())
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"Usage: netctl {command}")
+    assert "Commands:\n" in outcome.err
+
+
+def test_output_that_cannot_be_written_is_one_line(
+    broker: Broker, netctl: Netctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.answers[ListContainers] = ContainerList(())
+    with Path("/dev/full").open("w", encoding="ascii") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        outcome = netctl("ps", "--json")
+        # What could not be written would be tried again when the file is closed.
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    assert outcome.status == 1
+    assert json.loads(outcome.err)["message"] == "the output cannot be written: No space left on device"
+
+
+def test_a_closed_stdin_is_not_taken_for_the_next_socket() -> None:
+    code = (
+        "import os, sys; sys.argv[1:] = ['version']; from netctl.cli import main\n"
+        "try: main.main()\n"
+        "except SystemExit: print(os.readlink('/proc/self/fd/0'))"
+    )
+    shown = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, code],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert shown.stdout.splitlines()[1:] == ["/dev/null"]
+
+
 @pytest.mark.parametrize(
     "command",
     ["connect web db --port 70000", "connect web db --port 1/sctp", "connect Web db", "run -- true",
-     "run w_b -- true", "run web -e X -- true", "run web --workdir relative -- true", "invite node --name N"],
+     "run w_b -- true", "run web -e X -- true", "run web --workdir relative -- true", "invite node --name N",
+     "connect web db --port 0", "lab up --nodes 0", "lab up --mtu 100"],
 )  # fmt: skip
 def test_values_out_of_bounds_reach_no_broker(broker: Broker, netctl: Netctl, command: str) -> None:
     outcome = netctl(*command.split())
-    assert outcome.status in (1, 2)
+    assert outcome.status == 2
     assert len(outcome.err.splitlines()) == 1
     assert broker.asked == []
 

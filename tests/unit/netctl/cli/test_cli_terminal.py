@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import deque
@@ -133,6 +134,26 @@ def test_without_a_status_it_is_an_error() -> None:
     line.come(StreamEnd(1, None, "the node went away"))
     with pytest.raises(NetctlError, match="the node went away"):
         run(line)
+
+
+def test_why_a_command_could_not_be_run_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    line = Line()
+    line.come(StreamEnd(1, 127, "cannot run nosuch: No such file or directory"))
+    assert run(line) == 127
+    assert capfd.readouterr() == ("", "error: cannot run nosuch: No such file or directory\n")
+
+
+def test_output_that_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line()
+    line.come(StreamData(1, 1, b"out"))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(terminal.os, "write", full)
+    with pytest.raises(NetctlError, match="cannot be written: No space left on device"):
+        run(line)
+    assert line.closed
 
 
 def test_a_reader_that_went_away_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
