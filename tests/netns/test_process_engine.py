@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import resource
 import select
@@ -13,6 +14,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import textwrap
 import time
@@ -859,13 +861,21 @@ def test_bad_requests_change_nothing(rig: ProcessRig, monkeypatch: pytest.Monkey
             b"{", b"[]", b"null", b"\xff", b"{}", b'{"do": "dance"}', b'{"do": "start"}', b"x" * 40000,
             b'{"do": "start", "generation": "x"}', b'{"do": "start", "generation": 9}',
             b'{"do": "exec", "handle": 1, "tty": false}', b'{"do": "kill", "handle": null}', b"[" * 10000,
+            b'{"do": "exec", "handle": 1, "tty": true}',
         ):  # fmt: skip
             sock.send(data)
         # The answer to the one that could be read, and no other.
         assert b'"ended"' in sock.recv(65536)
-        with Path("/dev/null").open("rb") as null:
-            socket.send_fds(sock, [b'{"do": "exec", "handle": 2, "tty": true}'], [null.fileno()] * 4)
-        assert b"125" in sock.recv(65536)
+        with Path("/dev/null").open("rb") as null, tempfile.TemporaryFile() as command:
+            whole = b'{"do": "exec", "handle": 2, "tty": true, "rows": 1, "columns": 70000}'
+            socket.send_fds(sock, [whole], [null.fileno()] * 4)
+            assert b"125" in sock.recv(65536)
+            # A command this time, and a size that no terminal has.
+            text = {"argv": ["true"], "env": {}, "uid": 0, "gid": 0, "capabilities": 0, "workdir": "/"}
+            command.write(json.dumps(text).encode())
+            command.flush()
+            socket.send_fds(sock, [whole], [command.fileno()] * 4)
+            assert b"125" in sock.recv(65536)
     assert ran(rig.engine, container, "hostname") == "web\n"
     assert rig.engine.containers()[container].state == "running"
     assert rig.engine.containers()[container].generation == 1
