@@ -55,6 +55,8 @@ _MAX_PORT = 65535
 _MAX_VNI = 2**24
 _MAX_ARGUMENTS = 512
 _SHORTEST_BLOCK = 8
+_NO_HOSTS = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
+"""RFC 6890; multicast: RFC 5771."""
 _MTU = range(576, 65536)
 _MAX_GENERATION = 2**62
 
@@ -300,6 +302,11 @@ def _no_zero(text: str) -> None:
 
 def _interface(text: str) -> None:
     _match(_CIDR, text, "address with its length")
+    try:
+        network = IPv4Network(text, strict=False)
+    except ValueError:
+        raise _refuse("address with its length", text) from None
+    _of_hosts(network, text)
 
 
 def _block(text: str) -> None:
@@ -308,7 +315,12 @@ def _block(text: str) -> None:
         network = IPv4Network(text)
     except ValueError:
         raise _refuse("network", text) from None
-    if network.prefixlen < _SHORTEST_BLOCK:
+    _of_hosts(network, text)
+
+
+def _of_hosts(network: IPv4Network, text: str) -> None:
+    """Refuse what would take the host's default route, its loopback, or what hosts cannot have."""
+    if network.prefixlen < _SHORTEST_BLOCK or any(network.overlaps(other) for other in _NO_HOSTS):
         raise _refuse("block of a node", text)
 
 

@@ -102,7 +102,15 @@ BAD_TEXT: dict[str, tuple[str, ...]] = {
     "outer": ("192.0.2.256",),
     "source": ("10.1.0.1/16", ""),
     "via": ("10.2.0",),
-    "block": ("0.0.0.0/0", "10.2.0.1/16", "10.0.0.0/7", "fe80::/64"),
+    "block": (
+        "0.0.0.0/0",
+        "10.2.0.1/16",
+        "10.0.0.0/7",
+        "fe80::/64",
+        "127.0.0.0/16",
+        "169.254.0.0/16",
+        "224.0.0.0/8",
+    ),
     "supernet": ("10.0.0.0",),
     "container": ("web", ID.upper(), ID + "0", "../" + ID[3:]),
     "name": ("Web", "-web", "a" * 64, "web\n", "a/b"),
@@ -135,7 +143,10 @@ def _worse(value: Any, field: str = "") -> list[Any]:  # noqa: PLR0911 - one for
             return [frozenset({"192.0.2.0"}), frozenset({"drop;"})]
         return [type(value)((bad,)) for good in value for bad in _worse(good)]
     if field in ("address", "interface"):
+        # An interface so wide would take the default route, or loopback, from the host.
+        wide = ["10.1.0.1/0", "10.1.0.1/7", "127.0.0.2/8", "169.254.169.254/32", "224.0.0.1/24"]
         return [
+            *(wide if field == "interface" else []),
             "10.1.0.2/33",
             "10.1.0.2/",
             "10.1.0",
