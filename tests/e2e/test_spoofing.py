@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import struct
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
@@ -484,6 +487,62 @@ def test_addresses_and_routes_of_its_own_lead_nowhere(cast: Cast) -> None:
         for network in ("172.31.0.0/16", "192.0.2.0/24"):
             evil.namespace.ip("route", "del", network)
     wait_for(lambda: _closed(evil), 30, "layer 1 to be mended")
+
+
+_SENDER = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    try:
+        sock.sendto(sys.argv[1].encode(), (sys.argv[2], int(sys.argv[3])))
+    except OSError:
+        pass
+    time.sleep(0.002)
+"""
+
+
+def test_nothing_leaves_before_the_firewall_stands(cast: Cast) -> None:
+    lab, node, mark = cast.lab, cast.lab.host("n1"), secrets.token_hex(16)
+    # Unbound, it sees every frame on every link of the node, the new container's port from its first moment.
+    with node.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003)) as tap:
+        tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        seen = Seen(tap, mark.encode())
+        command = (sys.executable, "-c", _SENDER, mark, cast.near.address, str(OPEN))
+        lab.run("eager", "--node", "n1", command=command)
+        try:
+            assert not seen.within(BLOCKED_AFTER)
+            lab.netctl("connect", "eager", "near", "--port", f"{OPEN}/udp")
+            assert seen.within(PASSES_WITHIN)
+            lab.netctl("disconnect", "eager", "near")
+            seen.forget()
+            assert not seen.within(BLOCKED_AFTER)
+            # Nor when it is started again.
+            lab.netctl("stop", "eager")
+            lab.netctl("start", "eager")
+            assert not seen.within(BLOCKED_AFTER)
+        finally:
+            lab.netctl("rm", "--force", "eager")
+
+
+class Seen:
+    """Whether a mark was in anything that a socket took in."""
+
+    def __init__(self, sock: socket.socket, mark: bytes) -> None:
+        self._socket = sock
+        self._mark = mark
+
+    def within(self, seconds: float) -> bool:
+        """Look at all that came until now, and for so many seconds more."""
+        deadline = time.monotonic() + seconds
+        while readable(self._socket, max(0.0, deadline - time.monotonic())):
+            if self._mark in self._socket.recv(65536):
+                return True
+        return False
+
+    def forget(self) -> None:
+        """Take what came until now as not of interest."""
+        while readable(self._socket, 0):
+            self._socket.recv(65536)
 
 
 def test_a_link_by_the_name_of_loopback_opens_nothing(cast: Cast) -> None:
