@@ -1,7 +1,7 @@
 """The least an attach can cost in Python: netlink and nftables by hand, nothing decided, nothing checked.
 
 It makes what the node agent makes for one container: layer 1 in the container's namespace, the element
-that binds its port, the veth pair, its address, link-up and route.
+that binds its port, the veth pair, the port's settings, its address, link-up and route.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ _nft.nft_ctx_free.argtypes = [ctypes.c_void_p]
 CLONE_NEWNET = 0x40000000
 # linux/netlink.h, linux/rtnetlink.h, linux/if_link.h
 REQUEST, ACK, CREATE, EXCL = 1, 4, 0x400, 0x200
-NEWLINK, NEWADDR, NEWROUTE = 16, 20, 24
+NEWLINK, NEWADDR, NEWROUTE, NEWNEIGH = 16, 20, 24, 28
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 10, 18, 28
 IFF_UP = 1
+# The settings of a port: no learning, no flooding, nothing past the bridge (linux/if_link.h, IFLA_BRPORT_*).
+GUARDED = {8: b"\0", 9: b"\0", 27: b"\0", 31: b"\xfd\xff"}
 
 
 def enter(namespace: int) -> None:
@@ -130,11 +132,19 @@ class Floor:
             _message(
                 NEWLINK,
                 ACK | CREATE | EXCL,
-                _link(container.device, up=True)
+                _link(container.device, up=False)
                 + mtu
                 + _attribute(IFLA_MASTER, struct.pack("=I", self._bridge))
                 + _attribute(IFLA_LINKINFO, info),
             )
+        )
+        settings = b"".join(_attribute(kind, value) for kind, value in GUARDED.items())
+        guard = _attribute(4, b"bridge\0") + _attribute(5, settings)
+        port = struct.pack("=BxxxiHBB", 7, socket.if_nametoindex(container.device), 0x40, 4, 0)
+        mac = _attribute(2, bytes.fromhex(container.mac.replace(":", "")))
+        self._rtnl.send(
+            _message(NEWNEIGH, CREATE | 0x100, port + mac),
+            _message(NEWLINK, ACK, _link(container.device, up=True) + _attribute(IFLA_LINKINFO, guard)),
         )
         # The veth pair is the first device of its namespace beside lo, so its index needs no question.
         index = 2

@@ -158,10 +158,10 @@ class TableKeeper(Generic[P]):
             ruleset = self._compile(policy)
         except ValueError as error:
             raise FirewallError(str(error)) from error
-        before = self._write(namespace, install_text(ruleset, time.time()))
+        before, after = self._write(namespace, install_text(ruleset, time.time()))
         self._book = Book(policy)
         # A whole install leaves no doubt about our tables, whoever wrote before it.
-        self._wrote(namespace, before)
+        self._wrote(before, after)
         if self._in_force is not None:
             self._records.write(self._key, self._in_force, policy)
 
@@ -172,7 +172,8 @@ class TableKeeper(Generic[P]):
             raise FirewallError("there is no table of ours to change, or it is not known")
         planned = book.plan(change)
         now = time.time()
-        sure = self._in_force is not None and self._in_force == self._doors.stamp(self._key, namespace)
+        before = self._doors.stamp(self._key, namespace)
+        sure = self._in_force == before
         commands = "".join(
             change_text(
                 one.set_id,
@@ -187,13 +188,13 @@ class TableKeeper(Generic[P]):
         if not commands:
             book.commit(planned)
             return
-        before = self._write(namespace, commands)
+        _, after = self._write(namespace, commands, before)
         book.commit(planned)
-        if before != self._in_force:
+        if not sure:
             # Someone wrote before us: the change stands, but what it stands in must be listed.
             self._in_force = None
             return
-        self._wrote(namespace, before)
+        self._wrote(before, after)
         if self._in_force is not None and not self._records.append(self._key, self._in_force, change):
             self._records.write(self._key, self._in_force, book.policy(now))
 
@@ -237,18 +238,24 @@ class TableKeeper(Generic[P]):
             self._in_force = self._seen = recorded.stamp
             self._looked = True
 
-    def _write(self, namespace: int | None, commands: str) -> Stamp:
-        """Do `commands` and return the stamp from before; what did nothing must not pass for done."""
-        run = self._doors.nft(self._key, namespace)
-        before = self._doors.stamp(self._key, namespace)
-        run(commands)
-        if self._doors.stamp(self._key, namespace) == before:
-            raise FirewallError("nft reported success, and the kernel shows no change")
-        return before
+    def _write(
+        self, namespace: int | None, commands: str, before: Stamp | None = None
+    ) -> tuple[Stamp, Stamp]:
+        """Do `commands`; return the stamps from before, which may be known, and after.
 
-    def _wrote(self, namespace: int | None, before: Stamp) -> None:
-        self._looked = True
+        Raises:
+            FirewallError: They were refused, or did nothing, which must not pass for done.
+        """
+        run = self._doors.nft(self._key, namespace)
+        before = before or self._doors.stamp(self._key, namespace)
+        run(commands)
         after = self._doors.stamp(self._key, namespace)
+        if after == before:
+            raise FirewallError("nft reported success, and the kernel shows no change")
+        return before, after
+
+    def _wrote(self, before: Stamp, after: Stamp) -> None:
+        self._looked = True
         # One transaction of ours adds exactly one; more is someone else's between the two looks.
         self._in_force = self._seen = after if after == before.following() else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from firewall_rules.backends.base import FirewallError
 from firewall_rules.elements import SetId
@@ -214,7 +215,9 @@ def _chain(chain: Chain, family: str) -> str:
     return f"  chain {chain.name} {{\n" + "".join(line + "\n" for line in lines) + "  }\n"
 
 
+@lru_cache(maxsize=256)
 def _rule(rule: Rule, family: str) -> str:
+    # Most rules are the same in every container of a node.
     matches = [_match(match, family) for match in rule.matches]
     return " ".join([*matches, *(_action(action) for action in rule.actions)])
 

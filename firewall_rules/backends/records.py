@@ -77,7 +77,7 @@ class Records:
         if path is None:
             return None
         try:
-            frames = _frames(path.read_bytes())
+            frames = _frames(Path(path).read_bytes())
             head = msgspec.msgpack.decode(frames[0], type=_Head)
             deltas = [msgspec.msgpack.decode(frame, type=_Delta) for frame in frames[1:]]
             if head.boot != self._boot:
@@ -97,12 +97,15 @@ class Records:
         path = self._path(key)
         if path is None:
             return
-        body = msgspec.Raw(msgspec.msgpack.encode(policy))
-        temporary = path.with_suffix(".new")
+        head = _Head(self._boot, stamp, msgspec.Raw(msgspec.msgpack.encode(policy)))
+        frame = msgspec.msgpack.encode(head)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _put(temporary, os.O_TRUNC, msgspec.msgpack.encode(_Head(self._boot, stamp, body)))
-            temporary.replace(path)
+            # In place: what a crash cuts short is no frame, and then the kernel is listed.
+            try:
+                _put(path, os.O_TRUNC, frame)
+            except FileNotFoundError:
+                Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _put(path, os.O_TRUNC, frame)
         except OSError:
             self.drop(key)
             return
@@ -131,15 +134,15 @@ class Records:
         path = self._path(key)
         if path is not None:
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                Path(path).unlink(missing_ok=True)
 
-    def _path(self, key: str) -> Path | None:
+    def _path(self, key: str) -> str | None:
         if _KEY.fullmatch(key) is None:
             raise ValueError(f"not a key: {key[:40]!r}")
-        return None if self._directory is None else self._directory / key
+        return None if self._directory is None else f"{self._directory}/{key}"
 
 
-def _put(path: Path, flags: int, frame: bytes) -> None:
+def _put(path: str, flags: int, frame: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
     try:
         os.write(descriptor, _FRAME.pack(len(frame), zlib.crc32(frame)) + frame)
