@@ -125,15 +125,16 @@ class Lab:
 
 @attrs.frozen
 class HostListing:
-    """Everything of a machine that a lab must leave as it was."""
+    """Everything of a machine that a lab must leave as it was.
 
-    links: str
-    routes: str
-    rules: str
-    namespaces: str
-    cgroups: tuple[str, ...]
-    processes: tuple[str, ...]
-    files: tuple[str, ...]
+    Attributes:
+        network: The host's own links, routes and rules: equal before and after.
+        things: What a lab makes, one line each: namespaces, control groups, processes, files. Other labs
+            may end meanwhile, so the question is what is there that was not.
+    """
+
+    network: str
+    things: frozenset[str]
 
 
 def listing() -> HostListing:
@@ -143,13 +144,18 @@ def listing() -> HostListing:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     return HostListing(
-        links=text("ip", "-o", "link", "show"),
-        routes=text("ip", "route", "show", "table", "all"),
-        rules=text("nft", "list", "ruleset"),
-        namespaces=text("ip", "netns", "list"),
-        cgroups=tuple(sorted(str(path) for path in Path("/sys/fs/cgroup").rglob("netctl*"))),
-        processes=tuple(sorted(_ours())),
-        files=tuple(sorted(str(path) for path in Path("/run").rglob("netctl*"))),
+        network=text("ip", "-o", "link", "show")
+        + text("ip", "route", "show", "table", "all")
+        + text("nft", "list", "ruleset"),
+        things=frozenset(
+            [
+                *text("ip", "netns", "list").splitlines(),
+                *(str(path) for path in Path("/sys/fs/cgroup").rglob("netctl*")),
+                *(str(path) for path in Path("/sys/fs/cgroup").rglob("netctl/*/")),
+                *(str(path) for path in Path("/run").rglob("netctl*")),
+                *_ours(),
+            ]
+        ),
     )
 
 
@@ -163,7 +169,7 @@ def _ours() -> list[str]:
             except OSError:
                 continue
             line = b" ".join(words).decode(errors="replace")
-            if any(word in line for word in ("nodeagent", "netctl broker", "shim.py")):
+            if any(word in line for word in ("nodeagent", "netctl broker")):
                 found.append(line)
     return found
 
