@@ -196,7 +196,7 @@ def stop(
     timeout: TimeoutOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
-    """End a container's command (SIGTERM, SIGKILL after ten seconds) and keep the container."""
+    """End a container's command (SIGTERM, SIGKILL after eight seconds) and keep the container."""
     message = StopContainer(name, timeout)
     output.show_done(target.ask(context, lab, message, Done, f"{name} to end"), as_json=as_json)
 

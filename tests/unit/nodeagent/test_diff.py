@@ -16,6 +16,7 @@ from nodeagent.kernel_state import HostState
 from nodeagent.ops import ORDER, UpdateContainerRules, UpdateHostRules
 from nodeagent.target import target, troubles
 from tests.support.agents import FULL_FACTS, FakeNode, container, peer, permit, state, states
+from tests.support.examples import examples
 
 NOW = 1e9
 
@@ -60,7 +61,7 @@ def test_an_index_advances_as_the_whole_state_does(one: NodeState, other: NodeSt
     assert advanced == DesiredIndex.of(other)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(states(), states())
 def test_from_any_state_to_any_other(one: NodeState, other: NodeState) -> None:
     with TemporaryDirectory() as directory:
@@ -76,7 +77,7 @@ def test_from_any_state_to_any_other(one: NodeState, other: NodeState) -> None:
         assert all(reached(goal, observed.containers.get(i)) for i, goal in wanted.containers.items())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(states(), states())
 def test_the_model_of_every_operation_is_what_the_host_does(one: NodeState, other: NodeState) -> None:
     with TemporaryDirectory() as directory:
@@ -100,7 +101,7 @@ def _without_codes(observed: HostState) -> HostState:
     return attrs.evolve(observed, containers=plain)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(states(), states(), st.data())
 def test_a_scope_narrows_the_work_and_never_the_outcome(
     one: NodeState, other: NodeState, data: st.DataObject
@@ -126,7 +127,7 @@ def test_a_scope_narrows_the_work_and_never_the_outcome(
 
 
 @given(states())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_nothing_is_left_of_any_state(wanted: NodeState) -> None:
     with TemporaryDirectory() as directory:
         node = FakeNode(Path(directory))

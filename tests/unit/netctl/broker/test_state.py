@@ -23,6 +23,7 @@ from netctl.broker.commands import (
 from netctl.errors import NetctlError
 from netctl.model import ANY_PORT, Encapsulation, NodeFacts, Port
 from tests.support.broker import World, facts
+from tests.support.examples import examples
 
 NODES = st.sampled_from(["n1", "n2", "n3", "n4", "n5"])
 NAMES = st.sampled_from(["a", "b", "c", "d", "e", "f", "g"])
@@ -151,7 +152,7 @@ class Broker(RuleBasedStateMachine):
 
 
 Broker.TestCase.settings = settings(
-    max_examples=100,
+    max_examples=examples(100),
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

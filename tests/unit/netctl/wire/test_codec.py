@@ -36,6 +36,7 @@ from netctl.wire.messages import (
     RunContainer,
     StreamData,
 )
+from tests.support.examples import examples
 from tests.unit.netctl.wire.message_strategies import messages_of, with_unknown_fields
 
 CONNECT = Envelope(7, Connect("web", "db", (Port("tcp", 5432),)))
@@ -207,7 +208,7 @@ def test_an_error_quotes_little_and_nothing_that_steers_a_terminal() -> None:
     assert str(caught.value).isprintable()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_never_raise_anything_else(data: bytes) -> None:
     with pytest.raises(ProtocolError):
@@ -228,7 +229,7 @@ JSON_LIKE = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(400), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(sorted(REGISTRY)), st.integers(-2, 2**32), st.data())
 def test_random_bodies_never_raise_anything_else(name: str, number: int, data: st.DataObject) -> None:
     fields = [field.name for field in REGISTRY[name].__attrs_attrs__]  # type: ignore[attr-defined]
@@ -240,7 +241,7 @@ def test_random_bodies_never_raise_anything_else(name: str, number: int, data: s
     assert type(message) is REGISTRY[name]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.integers(0, 2**32))
 def test_damaged_messages_never_raise_anything_else(seed: int) -> None:
     chance = random.Random(seed)

@@ -13,6 +13,7 @@ from netctl.wire.codec import MAX_CLIENT_MESSAGE, MAX_MESSAGE
 from netctl.wire.identity import KeyPair
 from netctl.wire.messages import Connect, Done, Envelope, Ping, Pong, RunContainer
 from netctl.wire.session import ClientHandshake, Frame, Role, Session, accept_first
+from tests.support.examples import examples
 
 BROKER, CLIENT = KeyPair(b"\1" * 32), KeyPair(b"\2" * 32)
 SESSION_ID = b"\xa1\xa2\xa3\xa4\xa5\xa6\xa7\xa8"
@@ -299,7 +300,7 @@ def test_a_restart_frame_is_no_frame_of_the_session() -> None:
     assert client.open(*broker.seal(CONNECT)) == CONNECT
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=12), st.binary(max_size=200))
 def test_random_frames_never_raise_anything_else(header: bytes, body: bytes) -> None:
     client, broker = pair()
