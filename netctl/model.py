@@ -7,6 +7,7 @@ bits set; both are kept as text, since they are compared and carried far more of
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -310,6 +311,7 @@ class ContainerStatus:
     message: Text = ""
 
 
+@functools.lru_cache(maxsize=8192)
 def bridge_address(block: str) -> str:
     """Return the first address of `block`: the bridge's, and the containers' gateway and resolver."""
     return str(IPv4Network(block)[1])

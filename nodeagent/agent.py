@@ -137,6 +137,7 @@ class Agent:
         self._received_at = 0.0
         self._told: tuple[int, int, bool, tuple[NodeError, ...]] | None = None
         self._reported: dict[str, ContainerStatus] = {}
+        self._all_reported: tuple[ContainerStatus, ...] = ()
         self._flusher = Flusher(desired)
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
@@ -404,15 +405,21 @@ class Agent:
         )
         self._hello_due = False
         self._reported = {status.id: status for status in statuses}
+        self._all_reported = statuses
         self._link.send(hello, self._request)
 
     def _report(self) -> None:
         """Tell the broker which containers are in another state than it was told."""
         if not self._welcome or self._host is None or not self._link.connected:
             return
-        changed = tuple(s for s in self._host.statuses() if self._reported.get(s.id) != s)
-        if changed and self._link.send(Report(changed)):
-            self._reported.update((status.id, status) for status in changed)
+        statuses = self._host.statuses()
+        if statuses is self._all_reported:
+            return
+        changed = tuple(s for s in statuses if self._reported.get(s.id) != s)
+        if changed and not self._link.send(Report(changed)):
+            return
+        self._reported.update((status.id, status) for status in changed)
+        self._all_reported = statuses
 
     def _tell(self) -> None:
         """Tell the broker what is applied, once it is so and durable."""

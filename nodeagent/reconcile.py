@@ -20,7 +20,7 @@ import attrs
 
 from netctl.errors import KernelError
 from netctl.log import get_logger
-from netctl.model import ContainerStatus
+from netctl.model import ContainerStatus, PlacedContainer
 from netctl.wire.messages import NodeError
 from nodeagent.after import after, with_container
 from nodeagent.desired_index import DesiredIndex, Scope, united
@@ -28,6 +28,7 @@ from nodeagent.diff import plan
 from nodeagent.helper_client import Event, Helper
 from nodeagent.helper_messages import ContainerChanged
 from nodeagent.kernel_state import EngineContainer, HostFacts, HostState
+from nodeagent.latest import Latest
 from nodeagent.ops import (
     CreateContainer,
     Op,
@@ -113,6 +114,8 @@ class Reconciler:
         self._mishaps: dict[str, NodeError] = {}
         self._retry_at: float | None = None
         self._retry_delay = FIRST_RETRY
+        # This looks at every container, and is asked for at every turn.
+        self._statuses = Latest(_statuses)
         self._log = get_logger()
 
     # --- what changes -------------------------------------------------------------------------------
@@ -363,11 +366,7 @@ class Reconciler:
         """Return what the engines say of every container that should be here."""
         if self._desired is None:
             return ()
-        return tuple(
-            status_of(identifier, seen)
-            for identifier, seen in sorted(self.observed.containers.items())
-            if identifier in self._desired.containers
-        )
+        return self._statuses(self.observed.containers, self._desired.containers)
 
     def may_write(self, identifier: str) -> bool:
         """Tell whether a container's command may still write output."""
@@ -429,3 +428,11 @@ def status_of(identifier: str, seen: EngineContainer | None) -> ContainerStatus:
     if seen is None:
         return ContainerStatus(identifier, "unknown")
     return ContainerStatus(identifier, seen.state, seen.generation, seen.exit_code, seen.message[:4096])
+
+
+def _statuses(
+    seen: Mapping[str, EngineContainer], wanted: Mapping[str, PlacedContainer]
+) -> tuple[ContainerStatus, ...]:
+    return tuple(
+        status_of(identifier, one) for identifier, one in sorted(seen.items()) if identifier in wanted
+    )

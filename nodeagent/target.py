@@ -24,6 +24,7 @@ from nodeagent.kernel_state import (
     Route,
     Tunnel,
 )
+from nodeagent.latest import Latest
 
 FORWARDING: Final = "net/ipv4/ip_forward"
 """The one setting of the whole host that we change (ip-sysctl.rst), and set back when we go."""
@@ -92,8 +93,14 @@ def troubles(desired: DesiredIndex, facts: HostFacts) -> tuple[NodeError, ...]:
     """Return what the broker wants and this host cannot give, so that `target` leaves it out."""
     if desired.header.block is None:
         return ()
+    return _troubles(desired.containers, desired.peers, facts)
+
+
+def _troubles_of(
+    containers: Mapping[str, PlacedContainer], peers: Mapping[str, Peer], facts: HostFacts
+) -> tuple[NodeError, ...]:
     errors = []
-    for container in desired.containers.values():
+    for container in containers.values():
         hindrance = _hindrance(container, facts)
         if hindrance:
             errors.append(NodeError(container.name, f"{container.name} cannot run here: {hindrance}"))
@@ -103,12 +110,15 @@ def troubles(desired: DesiredIndex, facts: HostFacts) -> tuple[NodeError, ...]:
             f"no tunnel to {peer.name}: the two nodes have no encapsulation in common",
             "start both agents with an --encapsulation that both kernels have",
         )
-        for peer in desired.peers.values()
+        for peer in peers.values()
         if peer.encapsulation not in ENCAPSULATIONS
     )
-    if facts.host_firewall and not desired.containers:
+    if facts.host_firewall and not containers:
         errors.append(NodeError("", f"this node can take no containers: {facts.host_firewall}"))
     return tuple(sorted(errors, key=lambda error: error.subject))
+
+
+_troubles = Latest(_troubles_of)
 
 
 def _hindrance(container: PlacedContainer, facts: HostFacts) -> str:
