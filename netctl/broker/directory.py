@@ -58,6 +58,7 @@ def make(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         check(directory)
+        check_own(directory)
         for leftover in (KEY, *(f"broker.sqlite{suffix}" for suffix in ("", "-wal", "-shm"))):
             (directory / leftover).unlink(missing_ok=True)
     except OSError as error:
@@ -81,6 +82,23 @@ def check(directory: Path) -> None:
         raise InvalidError(f"{directory} is no directory", "choose another one")
     if status.st_mode & _OTHERS:
         raise InvalidError(f"others may look into {directory}", f"run: chmod 700 {directory}")
+
+
+def check_own(directory: Path) -> None:
+    """Refuse another user's directory: what root leaves in it, its owner could not use.
+
+    Raises:
+        InvalidError: It is not this user's.
+    """
+    owner = directory.stat().st_uid
+    if owner != os.geteuid():
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = str(owner)
+        raise InvalidError(
+            f"{directory} belongs to {name}", f"run the command as: runuser -u {name} -- netctl ..."
+        )
 
 
 def write_key(directory: Path, keys: KeyPair) -> None:

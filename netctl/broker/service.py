@@ -111,12 +111,14 @@ def run(
 
     Raises:
         NotFoundError: There is no broker in that directory.
-        InvalidError: Others may read the directory, or its contents are damaged.
+        InvalidError: The directory is not this user's alone, or its contents are damaged.
         RefusedError: Another broker runs on that directory, or an endpoint cannot be bound.
         FencedError: Another broker has taken over the store.
     """
     setup("netctl-broker")
     place.check(directory)
+    if user is None:
+        place.check_own(directory)
     settings = place.read_settings(directory)
     if listen:
         settings = attrs.evolve(settings, listen=tuple(check_address(endpoint) for endpoint in listen))

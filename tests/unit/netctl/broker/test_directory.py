@@ -74,6 +74,23 @@ def test_a_directory_that_others_look_into_is_refused(tmp_path: Path, mode: int)
     assert "chmod 700" in caught.value.remedy
 
 
+@pytest.mark.root
+def test_what_its_owner_could_not_use_afterwards_is_not_written(tmp_path: Path) -> None:
+    directory, _ = made(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o700)
+    nobody = pwd.getpwnam("nobody")
+    for each in (directory, empty):
+        os.chown(each, nobody.pw_uid, nobody.pw_gid)
+    before = sorted(directory.iterdir())
+    with pytest.raises(InvalidError, match="belongs to nobody") as refused:
+        service.run(directory)
+    assert "runuser -u nobody" in refused.value.remedy
+    with pytest.raises(InvalidError, match="belongs to nobody"):
+        service.init(empty, listen=LISTEN)
+    assert (sorted(directory.iterdir()), list(empty.iterdir())) == (before, [])
+
+
 def test_a_key_that_others_read_is_refused(tmp_path: Path) -> None:
     directory, _ = made(tmp_path)
     (directory / "broker.key").chmod(0o640)
