@@ -92,6 +92,13 @@ def test_the_agents_restart_spares_containers(host: Path) -> None:
     assert "RuntimeDirectoryPreserve=yes" in lines
 
 
+def test_an_installation_that_did_not_finish_is_taken_out(tmp_path: Path) -> None:
+    (tmp_path / "opt/netctl/venv/bin").mkdir(parents=True)
+    (tmp_path / "opt/netctl/made").write_text("/opt/netctl\n/opt\n")
+    assert "uninstalled" in script("uninstall", "--root", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_usage(tmp_path: Path) -> None:
     assert "broker or node" in script("install", "--root", str(tmp_path), status=2)
     assert "'rocket'" in script("install", "rocket", status=2)
