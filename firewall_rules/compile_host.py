@@ -186,7 +186,7 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
         sets=(
             Set("closed", ("address",), True, False, closed, True),
             _set("inet", "pairs", ("address", "address"), elements, lifetimes=True),
-            _set("inet", "error_pairs", ("quoted", "quoted"), elements, lifetimes=True),
+            _set("inet", "error_pairs", ("address", "quoted"), elements, lifetimes=True),
             _set("inet", "tunnels", ("device", "address"), elements, intervals=True),
             _set("inet", "direct_sources", ("device", "address"), elements, intervals=True),
             _set("inet", "direct", ("device", "ether", "address"), elements, intervals=True),
@@ -317,7 +317,7 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
                     "accept",
                     _FROM_PEER_BLOCK,
                     *icmp(*ICMP_ERRORS),
-                    InSet(("error_source", "error_destination"), "error_pairs"),
+                    InSet(("destination", "error_destination"), "error_pairs"),
                 ),
                 rule("drop", from_bridge),
                 rule("drop", _FROM_TUNNEL),

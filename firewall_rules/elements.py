@@ -71,7 +71,7 @@ def _elements(part: Part, item: Item) -> Iterable[tuple[SetId, ElementKey, float
                 for set_id, key in (
                     (("bridge", "pairs"), (one, other)),
                     (("inet", "pairs"), (one, other)),
-                    (("inet", "error_pairs"), (_number(one), _number(other))),
+                    (("inet", "error_pairs"), (one, _number(other))),
                 )
             ]
         case PortBinding():

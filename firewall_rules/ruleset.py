@@ -20,7 +20,6 @@ Field = Literal[
     "destination",
     "destination_port",
     "error_destination",
-    "error_source",
     "ether_source",
     "ether_type",
     "family",
@@ -74,7 +73,6 @@ IN_SET_OF: Mapping[Field, ElementType] = {
     "ether_source": "ether",
     "arp_ether_source": "ether",
     "vxlan_vni": "vni",
-    "error_source": "quoted",
     "error_destination": "quoted",
 }
 """The fields that can be looked up in a set, and the type of its part they are compared to."""

@@ -55,7 +55,7 @@ _TYPES: Mapping[ElementType, str] = {
     "port": "inet_service",
     "protocol": "inet_proto",
 }
-_PAYLOADS: Mapping[ElementType, str] = {"vni": "@th,96,24", "quoted": "@th,160,32"}
+_PAYLOADS: Mapping[ElementType, str] = {"vni": "@th,96,24", "quoted": "@th,192,32"}
 _TYPE_OF_FIELD: Mapping[Field, ElementType] = {
     "arp_destination": "address",
     "arp_source": "address",
@@ -95,8 +95,7 @@ _EXPRESSIONS: Mapping[Field, str] = {
     "source_port": "th sport",
     # RFC 7348, section 5: flags and 24 reserved bits follow the UDP header of 8 bytes, then the VNI.
     "vxlan_vni": "@th,96,24",
-    # RFC 792: an error's header of 8 bytes, then the quoted IP header, whose addresses are at 12 and 16.
-    "error_source": "@th,160,32",
+    # RFC 792: an error's header of 8 bytes, then the quoted IP header, whose destination is at 16.
     "error_destination": "@th,192,32",
 }
 _BRIDGE_EXPRESSIONS: Mapping[Field, str] = {"protocol": "ip protocol"}

@@ -413,8 +413,8 @@ def test_a_far_routers_error_about_a_pair_arrives(host: Host) -> None:
     for target in (FAR, FAR_OTHER):
         assert passes(udp_passes, net.one, net.far, target, 7777, source_port=9000)
 
-    def error(target: str) -> Callable[[], None]:
-        packet = ipv4(FAR_ROUTER, ONE, socket.IPPROTO_ICMP, error_about(ONE, target))
+    def error(target: str, about: str = ONE) -> Callable[[], None]:
+        packet = ipv4(FAR_ROUTER, ONE, socket.IPPROTO_ICMP, error_about(about, target))
         frame = ethernet(link_mac(net.node, TUNNEL), link_mac(net.far, "eth0"), IPV4, packet)
         return lambda: send_frames(net.far, "eth0", [frame])
 
@@ -423,6 +423,9 @@ def test_a_far_routers_error_about_a_pair_arrives(host: Host) -> None:
     host.update(pairs_removed=[Pair(ONE, FAR_OTHER)])
     assert not arrives(net.one, "eth0", error(FAR_OTHER), BLOCKED_AFTER)
     assert arrives(net.one, "eth0", error(FAR), PASSES_WITHIN)
+    # About somebody else's pair: an error is for whoever sent what it quotes.
+    host.update(pairs=[Pair("10.1.0.77", FAR_OTHER)])
+    assert not arrives(net.one, "eth0", error(FAR_OTHER, about="10.1.0.77"), BLOCKED_AFTER)
     # About a flow that nobody ever started.
     assert not arrives(net.one, "eth0", error("10.2.0.99"), BLOCKED_AFTER)
 
