@@ -113,9 +113,10 @@ def remove_node(draft: Draft, command: RemoveNode) -> Outcome:
     containers = [draft.containers[i] for i in draft.containers_of.get(node.name, ())]
     if containers and not command.force:
         names = ", ".join(sorted(c.name for c in containers)[:3])
+        forced = "nodeagent leave --force" if command.leaving else f"netctl node rm --force {node.name}"
         raise RefusedError(
-            f"node {node.name} has {len(containers)} containers: {names}{', ...' * (len(containers) > 3)}",  # noqa: PLR2004 - as many as were named
-            f"remove them with `netctl rm`, or use `netctl node rm --force {node.name}`",
+            f"node {node.name} has containers: {names}{', ...' * (len(containers) > 3)}",  # noqa: PLR2004 - as many as were named
+            f"remove them with `netctl rm`, or use `{forced}`",
             (node.name,),
         )
     at_once = command.leaving or (command.force and not command.reachable)
@@ -142,7 +143,7 @@ def _admit(draft: Draft, command: EnrolUser | EnrolNode, kind: Literal["user", "
     invite = draft.invites.get(command.token_hash)
     if invite is None:
         raise UnauthorisedError(
-            "this invite is unknown or used up", f"ask for another one: `netctl invite {kind}`"
+            "this invite is unknown, used up or expired", f"ask for another one: `netctl invite {kind}`"
         )
     if invite.expires_at <= draft.now:
         raise UnauthorisedError("this invite has expired", f"ask for another one: `netctl invite {kind}`")
