@@ -100,7 +100,13 @@ def up(
     # Without --dir it is the default lab, whichever others are up.
     place = _wanted(context, directory) or str(registry.DEFAULT_LAB)
     wish = Wish(nodes, encapsulation, firewall, mtu, outside or None)
-    result = runner.up(place, wish, _tell)
+    try:
+        result = runner.up(place, wish, _tell)
+    except KeyboardInterrupt:
+        _tell(
+            f"half up: `netctl lab up --dir {place}` goes on, `netctl lab down --dir {place}` clears it away"
+        )
+        raise
     if as_json:
         typer.echo(output.to_json(_row(result)))
         return

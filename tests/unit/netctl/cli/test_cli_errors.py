@@ -193,3 +193,15 @@ def test_where_an_identity_is_kept() -> None:
     assert target.identity_path({"HOME": "/h", "XDG_CONFIG_HOME": "rel"}) == Path(
         "/h/.config/netctl/identity"
     )
+
+
+def test_an_interrupted_lab_says_how_to_go_on(
+    netctl: Netctl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("netctl.lab.runner.up", interrupted)
+    outcome = netctl("lab", "up", "--dir", str(tmp_path))
+    assert outcome.status == 130
+    assert f"`netctl lab down --dir {tmp_path}`" in outcome.err
