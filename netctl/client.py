@@ -25,17 +25,13 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from netctl.errors import InvalidError, ProtocolError, UnavailableError
-from netctl.model import NodeFacts
 from netctl.stream import Stream, StreamTable
 from netctl.wire import codec
 from netctl.wire.failures import error_of
-from netctl.wire.identity import Identity, KeyPair
-from netctl.wire.invite import Invite
-from netctl.wire.invite import parse as parse_invite
+from netctl.wire.identity import Identity
 from netctl.wire.messages import (
     CreateInvite,
     Enrol,
-    Enrolled,
     Envelope,
     Failure,
     Message,
@@ -154,7 +150,7 @@ class Client:
         identity: Who speaks, and which broker to; see `netctl.wire.identity.load`.
         interval: Seconds of silence after which the broker is asked whether it is there; after three of
             them the session counts as ended. Noticed while waiting in one of the methods.
-        role: What the session asks to be; `enrol` is for `netctl.client.enrol`.
+        role: What the session asks to be; `enrol` is for `netctl.enrolment.enrol`.
     """
 
     def __init__(self, identity: Identity, *, interval: float = 5.0, role: Role = "user") -> None:
@@ -430,35 +426,3 @@ def _check(message: Message) -> None:
         raise InvalidError(
             f"the broker reads no such request: {error.message}", "correct that value"
         ) from None
-
-
-def enrol(invite: Invite | str, name: str | None = None, facts: NodeFacts | None = None) -> Identity:
-    """Make a key pair, have the broker enrol it, and return the identity; nothing is saved here.
-
-    Args:
-        invite: As printed by ``netctl invite``, or parsed.
-        name: Of the account or node; None: the one the invite fixes.
-        facts: For a node.
-
-    Raises:
-        InvalidError: The invite is damaged, or neither it nor the caller names who joins.
-        UnauthorisedError: The token is unknown, used or expired.
-        UnavailableError: No address of the invite answers.
-    """
-    if isinstance(invite, str):
-        invite = parse_invite(invite)
-    name = name or invite.name
-    if name is None:
-        raise InvalidError("this invite fixes no name", "say which name to join under with `--name`")
-    identity = Identity(
-        kind=invite.kind,
-        name=name,
-        private_key=KeyPair.generate().private,
-        addresses=invite.addresses,
-        broker_key=invite.broker_key,
-    )
-    with Client(identity, role="enrol") as client:
-        enrolled = client.request(Enrol(invite.token, name, facts), REQUEST_TIMEOUT)
-    if not isinstance(enrolled, Enrolled):
-        raise ProtocolError(f"the broker answered {type(enrolled).__name__} to Enrol")
-    return attrs.evolve(identity, name=enrolled.name, block=enrolled.block, supernet=enrolled.supernet)

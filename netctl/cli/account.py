@@ -60,7 +60,7 @@ def join(
 ) -> None:
     """Become a user of a broker. The key is made here and never leaves this machine."""
     # Imported here so that help and completion start without the sockets' library.
-    from netctl import client  # noqa: PLC0415 - see above
+    from netctl.enrolment import enrol  # noqa: PLC0415 - see above
     from netctl.wire import identity  # noqa: PLC0415 - the same
     from netctl.wire import invite as invites  # noqa: PLC0415 - the same
 
@@ -75,7 +75,7 @@ def join(
     if given.kind != "user":
         raise InvalidError("this invite is for a node", "use it there: `nodeagent join INVITE`")
     with target.notice("the broker"):
-        joined = client.enrol(given, wanted)
+        joined = enrol(given, wanted)
     identity.save(joined, path)
     if as_json:
         typer.echo(output.to_json({"name": joined.name, "identity": str(path)}))

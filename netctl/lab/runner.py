@@ -23,7 +23,8 @@ from pathlib import Path
 import attrs
 import msgspec
 
-from netctl.client import Client, enrol
+from netctl.client import Client
+from netctl.enrolment import enrol
 from netctl.errors import NetctlError, NotFoundError, RefusedError, UnavailableError
 from netctl.lab import confine, network, processes, registry, topology
 from netctl.lab.processes import ProcessId

@@ -13,7 +13,8 @@ import attrs
 import pytest
 
 from netctl.broker import service
-from netctl.client import Client, enrol
+from netctl.client import Client
+from netctl.enrolment import enrol
 from netctl.errors import RefusedError, UnavailableError
 from netctl.model import Workload
 from netctl.wire import invite

@@ -15,7 +15,7 @@ from typing import Self
 import zmq
 
 from netctl.broker import service
-from netctl.client import enrol
+from netctl.enrolment import enrol
 from netctl.model import NodeFacts, NodeState, apply_delta
 from netctl.wire.identity import Identity
 from netctl.wire.messages import (

@@ -14,7 +14,8 @@ import attrs
 import pytest
 import zmq
 
-from netctl.client import Client, enrol
+from netctl.client import Client
+from netctl.enrolment import enrol
 from netctl.errors import (
     InvalidError,
     NotFoundError,
