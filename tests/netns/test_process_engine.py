@@ -51,6 +51,8 @@ from tests.support.engines import (
 
 pytestmark = pytest.mark.root
 
+RECORD_HEAD = 5
+"""Bytes before each record of output, see `nodeagent.shim_output`."""
 DOCKERS_CAPABILITIES = 0xA80425FB
 """CapBnd of a container that Docker starts without options."""
 
@@ -891,7 +893,7 @@ def test_output_is_capped_and_what_is_left_begins_with_a_whole_record(rig: Proce
     )
     until_state(rig.engine, container, "exited")
     kept = records(rig.engine.logs(container))
-    size = sum(len(data) for _, data in kept)
+    size = sum(RECORD_HEAD + len(data) for _, data in kept)
     assert LIMIT <= size <= LIMIT + 2 * STEP
     assert {stream for stream, _ in kept} == {1}
     assert kept[-1][1].endswith(b"last\n")

@@ -47,6 +47,10 @@ _RUN_ID = secrets.token_hex(8)
 
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7
+_ADDRESSES_AND_ROUTES = (20, 21, 24, 25)
+_NEIGHBOURS, _NUD_PERMANENT = (28, 29), 0x80
+_LEARNED = (52, 68, 84, 85)
+"""Prefixes and options of IPv6 routers, and a bridge's multicast groups."""
 
 Hook = Callable[[int, Op], None]
 
@@ -207,7 +211,8 @@ class RealLife:
 class Notices:
     """What the kernel tells of a namespace's links, addresses, routes, neighbours and nftables.
 
-    Every change is told before the call that makes it returns (rtnetlink(7), NETLINK_NETFILTER).
+    Every change is told before the call that makes it returns (rtnetlink(7), NETLINK_NETFILTER). What the
+    kernel comes to know by itself is left out: neighbours it learns, multicast groups, its own IPv6.
     """
 
     _GROUPS = ((socket.NETLINK_ROUTE, range(1, 32)), (_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,)))
@@ -235,8 +240,19 @@ class Notices:
         for sock in self._sockets:
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    kinds.append(struct.unpack_from("=IH", sock.recv(65536))[1])
+                    message = sock.recv(65536)
+                    if not (sock.proto == socket.NETLINK_ROUTE and _by_itself(message)):
+                        kinds.append(struct.unpack_from("=IH", message)[1])
         return kinds
+
+
+def _by_itself(message: bytes) -> bool:
+    """Tell whether a notice is of something that the kernel does without being asked (linux/rtnetlink.h)."""
+    (kind,), family = struct.unpack_from("=4xH", message), message[16]
+    if kind in _NEIGHBOURS:
+        (state,) = struct.unpack_from("=H", message, 24)
+        return not state & _NUD_PERMANENT
+    return kind in _LEARNED or (kind in _ADDRESSES_AND_ROUTES and family == socket.AF_INET6)
 
 
 class _Opened(Namespace):
