@@ -55,9 +55,13 @@ def nodes(namespaces: Make) -> Iterator[tuple[OverlayNode, OverlayNode]]:
 
 
 def test_kernel_is_found_able(nodes: tuple[OverlayNode, OverlayNode]) -> None:
-    before = nodes[0].namespace.ip("-br", "link")
+    def links() -> list[str]:
+        # Names only: a bridge notices by itself that it has no carrier, whenever it gets to it.
+        return sorted(line.split()[0] for line in nodes[0].namespace.ip("-br", "link").splitlines())
+
+    before = links()
     assert nodes[0].kernel.facts("192.0.2.1").encapsulations == ("gre", "vxlan", "direct")
-    assert nodes[0].namespace.ip("-br", "link") == before
+    assert links() == before
 
 
 def test_tunnel_comes_changes_and_goes(nodes: tuple[OverlayNode, OverlayNode]) -> None:
