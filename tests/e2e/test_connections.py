@@ -9,8 +9,8 @@ import signal
 import pytest
 
 from tests.support.lab import Lab
-from tests.support.netns import PASSES_WITHIN, ping_passes, wait_for
-from tests.support.pairs import Stream, Two, two
+from tests.support.netns import ping_passes, wait_for
+from tests.support.pairs import Two, check_that_disconnect_cuts, two
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -63,20 +63,7 @@ def test_without_a_port_everything_passes_both_ways(lab: Lab) -> None:
 
 def test_disconnect_cuts_a_live_flow_and_no_other(lab: Lab) -> None:
     with two(lab, "web", "db") as pair:
-        lab.netctl("connect", "web", "db", "--port", "1000", "--port", "1001")
-        cut, kept = Stream(pair, 1000), Stream(pair, 1001)
-        try:
-            assert cut.flows(PASSES_WITHIN)
-            assert kept.flows(PASSES_WITHIN)
-            lab.netctl("disconnect", "web", "db", "--port", "1000")
-            assert not cut.flows(1.0)
-            assert kept.flows(PASSES_WITHIN)
-            lab.netctl("connect", "web", "db", "--port", "1000")
-            # The control: the flow was cut by rules alone, so it goes on when they allow it again.
-            assert cut.flows(30.0)
-        finally:
-            cut.close()
-            kept.close()
+        check_that_disconnect_cuts(lab, pair)
 
 
 def test_connecting_twice_is_the_same_as_once(lab: Lab) -> None:

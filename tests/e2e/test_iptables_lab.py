@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.lab import Lab
-from tests.support.netns import PASSES_WITHIN, Namespace, ping_passes, wait_for
-from tests.support.pairs import Stream, two
+from tests.support.netns import Namespace, ping_passes, wait_for
+from tests.support.pairs import check_that_disconnect_cuts, two
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -68,20 +68,7 @@ def test_exactly_the_recorded_port_passes(lab: Lab, nodes: tuple[str, str]) -> N
 
 def test_disconnect_cuts_a_live_flow_and_no_other(lab: Lab) -> None:
     with two(lab, "web", "db") as pair:
-        lab.netctl("connect", "web", "db", "--port", "1000", "--port", "1001")
-        cut, kept = Stream(pair, 1000), Stream(pair, 1001)
-        try:
-            assert cut.flows(PASSES_WITHIN)
-            assert kept.flows(PASSES_WITHIN)
-            lab.netctl("disconnect", "web", "db", "--port", "1000")
-            assert not cut.flows(1.0)
-            assert kept.flows(PASSES_WITHIN)
-            lab.netctl("connect", "web", "db", "--port", "1000")
-            # The control: the flow was cut by rules alone, so it goes on when they allow it again.
-            assert cut.flows(30.0)
-        finally:
-            cut.close()
-            kept.close()
+        check_that_disconnect_cuts(lab, pair)
 
 
 def test_an_agent_started_again_writes_nothing(lab: Lab) -> None:

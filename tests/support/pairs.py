@@ -91,3 +91,21 @@ class Stream:
         self._thread.join()
         for sock in (self._client, self._served, self._listener):
             sock.close()
+
+
+def check_that_disconnect_cuts(lab: Lab, pair: Two) -> None:
+    """Show that a running flow between web and db ends with its record, and one on another port goes on."""
+    lab.netctl("connect", "web", "db", "--port", "1000", "--port", "1001")
+    cut, kept = Stream(pair, 1000), Stream(pair, 1001)
+    try:
+        assert cut.flows(PASSES_WITHIN)
+        assert kept.flows(PASSES_WITHIN)
+        lab.netctl("disconnect", "web", "db", "--port", "1000")
+        assert not cut.flows(1.0)
+        assert kept.flows(PASSES_WITHIN)
+        lab.netctl("connect", "web", "db", "--port", "1000")
+        # The control: the flow was cut by rules alone, so it goes on when they allow it again.
+        assert cut.flows(30.0)
+    finally:
+        cut.close()
+        kept.close()
