@@ -10,12 +10,18 @@ BRIDGE: Final = "netctl0"
 """The node's bridge."""
 PORT_PREFIX: Final = "ncp"
 """Host ends of containers' veth pairs."""
+ENDPOINT_PREFIX: Final = "nce"
+"""Container ends of Docker endpoints' veth pairs, before Docker has moved and renamed them."""
 TUNNEL_PREFIX: Final = "nct"
 """Tunnel devices."""
 CONTAINER_LINK: Final = "eth0"
 """The container's end of its veth pair."""
 PORT_MARK: Final = 0x6E637401
 """Packet mark between the host's bridge table and its inet table: came in by a port, and is bound to it."""
+FORWARD_MARK: Final = 0x6E637402
+"""Packet mark of what our inet table has let through the host's forward hook, for Docker's own firewall."""
+OVERLAY_GROUP: Final = 0x6E64
+"""Link group of the container's end on the overlay, where a container may have other links too."""
 IPTABLES_CHAIN_PREFIX: Final = "NETCTL-"
 IPSET_PREFIX: Final = "netctl-"
 LINK_GROUP_DOOMED: Final = 0x6E63
@@ -27,6 +33,11 @@ ROUTE_PROTOCOL: Final = 110
 def port_device(container_id: str) -> str:
     """Return the name of a container's port on the bridge: 15 bytes, the most the kernel takes."""
     return PORT_PREFIX + container_id[:12]
+
+
+def endpoint_link(key: str) -> str:
+    """Return the name of a Docker endpoint's far end until Docker moves it into the container."""
+    return ENDPOINT_PREFIX + key[:12]
 
 
 def tunnel_device(block: str) -> str:

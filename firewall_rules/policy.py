@@ -46,6 +46,32 @@ class Opening:
     expires_at: float | None = None
 
 
+@attrs.frozen(order=True)
+class PublishedPort:
+    """A port that a container offers to whoever reaches its node from outside the overlay."""
+
+    protocol: Literal["tcp", "udp"]
+    port: int
+
+
+@attrs.frozen(order=True)
+class Publication:
+    """A port of the node that leads to a published port of a container (`docker run -p`).
+
+    Attributes:
+        host_address: The only address of the node it is offered at; empty: all of them.
+        host_port: Port at the node.
+        address: The container's.
+        port: At the container.
+    """
+
+    protocol: Literal["tcp", "udp"]
+    host_address: str
+    host_port: int
+    address: str
+    port: int
+
+
 @attrs.frozen
 class ContainerPolicy:
     """Layer 1: the firewall in one container's network namespace. What is not said here is dropped.
@@ -59,6 +85,11 @@ class ContainerPolicy:
             open through the node's NAT for what the container starts.
         inbound: What peers may open to this container.
         outbound: What this container may open to peers.
+        overlay_only: The namespace may have other links, which are Docker's business: only what comes in by
+            or leaves by a link of group `names.OVERLAY_GROUP` is held to this policy. Otherwise everything
+            but loopback is.
+        internet: Whether what is not in `closed` is open at all.
+        published: What the outside may open to this container, by its node.
     """
 
     address: str
@@ -67,6 +98,9 @@ class ContainerPolicy:
     closed: frozenset[str] = frozenset()
     inbound: frozenset[Opening] = frozenset()
     outbound: frozenset[Opening] = frozenset()
+    overlay_only: bool = False
+    internet: bool = True
+    published: frozenset[PublishedPort] = frozenset()
 
 
 @attrs.frozen(order=True)
@@ -131,6 +165,8 @@ class HostPolicy:
         pairs: Who may exchange packets, protocols and ports not looked at (later fragments carry none).
         tunnels: One per peer node.
         vxlan_port: UDP port of VXLAN on this node.
+        publications: Ports of the node that lead to containers.
+        internal: Addresses of containers for which the internet is closed.
     """
 
     bridge: str
@@ -143,3 +179,5 @@ class HostPolicy:
     pairs: frozenset[Pair] = frozenset()
     tunnels: frozenset[TunnelPolicy] = frozenset()
     vxlan_port: int = 4789
+    publications: frozenset[Publication] = frozenset()
+    internal: frozenset[str] = frozenset()

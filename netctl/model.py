@@ -46,10 +46,26 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=2**40)]
 Revision = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 """Grows by one with every recorded change; also used for epochs."""
 
+DockerId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""What Docker calls one of its containers, networks or endpoints by."""
+
 Encapsulation = Literal["gre", "vxlan", "wireguard", "direct", "none"]
 """How one pair of nodes carries the overlay; ``none``: they have no mode in common, the tunnel is down."""
 TransportProtocol = Literal["tcp", "udp", "icmp", "any"]
 Wanted = Literal["running", "stopped"]
+Origin = Literal["broker", "engine"]
+"""Who made a container: the broker (`netctl run`), or its engine's own user (`docker run`)."""
+Loosening = Literal[
+    "writable-root",
+    "new-privileges",
+    "seccomp-unconfined",
+    "root-user",
+    "privileged",
+    "host-pid",
+    "host-ipc",
+    "host-uts",
+]
+"""What of a Docker container's hard defaults its user took back, one word for each."""
 ContainerRunState = Literal["creating", "created", "running", "exited", "failed", "unknown"]
 
 OVERHEAD: Mapping[str, int] = {"gre": 24, "vxlan": 50, "wireguard": 60, "direct": 0, "none": 0}
@@ -125,19 +141,73 @@ class Workload:
 
     Attributes:
         engine: The container engine that runs it.
-        argv: Program and arguments, at least one.
+        argv: Program and arguments; with ``process`` at least one; with ``docker`` none means the image's
+            own.
         env: Pairs of name and value, added to a minimal environment.
         user: ``uid[:gid]`` or a name; empty: the engine's default.
-        cap_add: Capabilities beyond Docker's default bounding set, e.g. ``NET_ADMIN``.
+        cap_add: Capabilities beyond the engine's default set, e.g. ``NET_ADMIN``.
         workdir: Absolute directory to start in.
+        image: With ``docker``: what it is made from.
+        volumes: With ``docker``: ``SRC:DST`` or ``SRC:DST:ro``, as `docker run -v` takes them.
+        labels: With ``docker``: pairs of name and value.
+        restart: With ``docker``: ``no``, ``always``, ``unless-stopped``, ``on-failure`` or ``on-failure:N``.
+        memory: With ``docker``: bytes at most; 0: the engine's default.
+        cpus: With ``docker``: processors at most; 0: no limit.
+        pids: With ``docker``: processes and threads at most; 0: the engine's default.
+        loosened: What its user took back of the hard defaults.
+        unsafe: Why something was let in that weakens layer 1 or the host (`netctl run --allow-unsafe`);
+            empty: nothing was.
     """
 
     engine: Literal["process", "docker"]
-    argv: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1, max_length=512)]
+    argv: Annotated[tuple[Text, ...], msgspec.Meta(max_length=512)]
     env: Annotated[tuple[tuple[Text, Text], ...], msgspec.Meta(max_length=512)] = ()
     user: Word = ""
     cap_add: Annotated[tuple[Word, ...], msgspec.Meta(max_length=64)] = ()
     workdir: Text = "/"
+    image: Annotated[str, msgspec.Meta(max_length=512)] = ""
+    volumes: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)] = ()
+    labels: Annotated[tuple[tuple[Text, Text], ...], msgspec.Meta(max_length=128)] = ()
+    restart: Word = "no"
+    memory: Annotated[int, msgspec.Meta(ge=0, le=2**50)] = 0
+    cpus: Annotated[float, msgspec.Meta(ge=0, le=4096)] = 0.0
+    pids: Annotated[int, msgspec.Meta(ge=0, le=2**22)] = 0
+    loosened: Annotated[tuple[Loosening, ...], msgspec.Meta(max_length=16)] = ()
+    unsafe: Text = ""
+
+
+@attrs.frozen(order=True)
+class Wish:
+    """A connection that a container's label asks for (``netctl.connect``).
+
+    Attributes:
+        destination: A service of its own Compose project on its own node, or a container's recorded name.
+    """
+
+    destination: Annotated[str, msgspec.Meta(max_length=128)]
+    port: Port
+
+
+@attrs.frozen
+class DockerContainer:
+    """A container that Docker's own user made on one of our networks, as its node reports it.
+
+    Attributes:
+        id: The first 32 hexadecimal digits of Docker's id.
+        name: Docker's name, without its slash.
+        address: Of its endpoint on our network; empty: it has none now, as one that is stopped.
+        wishes: What its label ``netctl.connect`` asks for.
+        project: Its Compose project; empty: none.
+        service: Its Compose service; empty: none.
+    """
+
+    id: ContainerId
+    name: Annotated[str, msgspec.Meta(max_length=128)]
+    image: Annotated[str, msgspec.Meta(max_length=512)]
+    address: Annotated[str, msgspec.Meta(pattern=rf"^({_ADDRESS})?\Z")] = ""
+    wishes: Annotated[tuple[Wish, ...], msgspec.Meta(max_length=64)] = ()
+    project: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    service: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
 @attrs.frozen
@@ -209,6 +279,8 @@ class PlacedContainer:
     Attributes:
         wanted: Whether its command should run.
         generation: Grows with every start; a container that ended runs again only at a higher one.
+        origin: One that its engine's user made is neither started nor stopped nor removed by the agent;
+            `wanted` and `generation` mean nothing then.
     """
 
     id: ContainerId
@@ -217,6 +289,7 @@ class PlacedContainer:
     workload: Workload
     wanted: Wanted
     generation: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+    origin: Origin = "broker"
 
 
 @attrs.frozen
@@ -233,6 +306,8 @@ class NodeState:
         peers: By name.
         containers: By id.
         permits: Every connection that has an end on this node.
+        reserve: Addresses of the block on lease: the node gives them to containers that Docker's user
+            starts, without asking first. What has one is closed until it is recorded in `containers`.
     """
 
     name: Name
@@ -244,6 +319,7 @@ class NodeState:
     peers: Mapping[Name, Peer] = attrs.field(factory=dict)
     containers: Mapping[ContainerId, PlacedContainer] = attrs.field(factory=dict)
     permits: frozenset[Permit] = frozenset()
+    reserve: frozenset[Address] = frozenset()
 
 
 @attrs.frozen
@@ -251,8 +327,8 @@ class NodeDelta:
     """What turns one desired state of a node into a later one.
 
     Attributes:
-        header: name, block, supernet, encapsulation, mtu and closed of the new state (its maps empty),
-            where one of them changed.
+        header: name, block, supernet, encapsulation, mtu and closed of the new state (its maps and sets
+            empty), where one of them changed.
     """
 
     header: NodeState | None = None
@@ -262,6 +338,8 @@ class NodeDelta:
     containers_removed: tuple[ContainerId, ...] = ()
     permits: tuple[Permit, ...] = ()
     permits_removed: tuple[Permit, ...] = ()
+    reserve: tuple[Address, ...] = ()
+    reserve_removed: tuple[Address, ...] = ()
 
 
 def apply_delta(state: NodeState, delta: NodeDelta) -> NodeState:
@@ -269,9 +347,13 @@ def apply_delta(state: NodeState, delta: NodeDelta) -> NodeState:
     base = state
     if delta.header is not None:
         base = attrs.evolve(
-            delta.header, peers=state.peers, containers=state.containers, permits=state.permits
+            delta.header,
+            peers=state.peers,
+            containers=state.containers,
+            permits=state.permits,
+            reserve=state.reserve,
         )
-    peers, containers, permits = base.peers, base.containers, base.permits
+    peers, containers, permits, reserve = base.peers, base.containers, base.permits, base.reserve
     if delta.peers or delta.peers_removed:
         peers = {n: p for n, p in peers.items() if n not in delta.peers_removed}
         peers.update((p.name, p) for p in delta.peers)
@@ -280,16 +362,19 @@ def apply_delta(state: NodeState, delta: NodeDelta) -> NodeState:
         containers.update((c.id, c) for c in delta.containers)
     if delta.permits or delta.permits_removed:
         permits = permits.difference(delta.permits_removed).union(delta.permits)
-    return attrs.evolve(base, peers=peers, containers=containers, permits=permits)
+    if delta.reserve or delta.reserve_removed:
+        reserve = reserve.difference(delta.reserve_removed).union(delta.reserve)
+    return attrs.evolve(base, peers=peers, containers=containers, permits=permits, reserve=reserve)
 
 
 def digest(state: NodeState) -> str:
     """Name the contents of `state`: SHA-256, in hexadecimal, of a canonical encoding."""
     canonical = (
-        attrs.evolve(state, peers={}, containers={}, permits=frozenset()),
+        attrs.evolve(state, peers={}, containers={}, permits=frozenset(), reserve=frozenset()),
         tuple(state.peers[k] for k in sorted(state.peers)),
         tuple(state.containers[k] for k in sorted(state.containers)),
         sorted(state.permits, key=lambda p: (p.source, p.destination, p.port, p.expires_at or 0.0)),
+        sorted(state.reserve),
     )
     return hashlib.sha256(msgspec.msgpack.encode(canonical)).hexdigest()
 

@@ -7,11 +7,11 @@ container id only; rules are named by policy, never as text of a firewall.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
-from netctl.model import ContainerId, Text, Word
+from netctl.model import ContainerId, ContainerRunState, DockerId, Text, Word
 from nodeagent.kernel_state import EngineContainer, HostFacts, HostState
 
 
@@ -98,11 +98,66 @@ class KillExec:
 class OpenLogs:
     """Read what a container has written so far.
 
-    Answered by Opened with handle 0 and one descriptor that reads the kept output from its beginning:
-    records of ``stream byte, 4 bytes big-endian length, data``.
+    Answered by Opened with one descriptor of records ``stream byte, 4 bytes big-endian length, data``.
+    With handle 0 it is a file that reads the kept output from its beginning, and `tail` and `follow` are
+    the reader's business. With another one it is a pipe of what was asked for, to its end, with ExecEnded.
     """
 
     container: ContainerId
+    tail: int | None = None
+    follow: bool = False
+
+
+@attrs.frozen
+class OpenCopy:
+    """Copy files out of a container or into it, as a tar archive.
+
+    Answered by Opened with one descriptor: with ``out`` to read the archive of `path` from, with ``in`` to
+    write one to that is unpacked in the directory `path`. ExecEnded says what became of it.
+    """
+
+    container: ContainerId
+    path: Text
+    direction: Literal["out", "in"]
+
+
+@attrs.frozen
+class GetSandbox:
+    """Is the namespace of this watched Docker endpoint there? Answered by SandboxChanged."""
+
+    endpoint: ContainerId
+
+
+@attrs.frozen
+class Adopt:
+    """Have Docker connect a running container that has no network to ours.
+
+    Answered by Opened without a descriptor; ExecEnded says what became of it (exit code 0: it is
+    connected; else the message says why not).
+
+    Attributes:
+        container: Docker's name or id of it.
+        block: The node's, which Docker's network is made with.
+    """
+
+    container: Text
+    block: Text
+
+
+@attrs.frozen
+class ListDocker:
+    """Look through Docker's containers on our networks.
+
+    Answered by Results with no entry; DockerListed follows.
+    """
+
+
+@attrs.frozen
+class ReviveDocker:
+    """Start the containers that Docker should keep running and could not start for want of us.
+
+    Answered by Results with no entry.
+    """
 
 
 @attrs.frozen
@@ -140,11 +195,89 @@ class Drifted:
     what: Text
 
 
+@attrs.frozen
+class SandboxChanged:
+    """Event, and answer: whether the namespace of a watched Docker endpoint is there."""
+
+    endpoint: ContainerId
+    present: bool
+
+
+@attrs.frozen
+class DockerSeen:
+    """A container on one of our networks (or made by us), as Docker says it is.
+
+    Attributes:
+        docker_id: Docker's.
+        name: Docker's, without its slash.
+        ours: Id of the container of the broker's that it is; empty: Docker's own user made it.
+        labels: Those that mean something to us: ``netctl.*`` and Compose's project and service.
+        endpoint: Docker's id of its endpoint on our network, empty: none now.
+        address: Of that endpoint.
+        state: In our words.
+        connected: Whether it is configured to be on one of our networks, also while it is stopped.
+    """
+
+    docker_id: DockerId
+    name: Text
+    image: Text
+    state: ContainerRunState
+    ours: Word = ""
+    labels: tuple[tuple[Text, Text], ...] = ()
+    endpoint: Word = ""
+    address: Word = ""
+    exit_code: int | None = None
+    connected: bool = True
+
+
+@attrs.frozen
+class DockerNetwork:
+    """One of our networks, as Docker says it is.
+
+    Attributes:
+        endpoints: Docker's ids of the endpoints it has now.
+    """
+
+    docker_id: DockerId
+    name: Text
+    internal: bool
+    endpoints: tuple[Word, ...] = ()
+
+
+@attrs.frozen
+class DockerListed:
+    """Event: everything that Docker has on our networks, at one moment; after each (new) contact with it.
+
+    Attributes:
+        fresh: Docker was away (or we were) before this: what was under way then is over.
+    """
+
+    containers: tuple[DockerSeen, ...]
+    networks: tuple[DockerNetwork, ...]
+    fresh: bool
+
+
+@attrs.frozen
+class DockerChanged:
+    """Event: a container on one of our networks came, changed or, with None, went."""
+
+    docker_id: DockerId
+    container: DockerSeen | None
+
+
+@attrs.frozen
+class DockerAway:
+    """Event: Docker cannot be reached; what it had is as it was, for all that is known."""
+
+    reason: Text
+
+
 MESSAGES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         GetFacts, FactsAnswer, Observe, Observed, Apply, Results, OpenExec, Opened, KillExec, OpenLogs,
-        Refused, ContainerChanged, ExecEnded, Drifted,
+        Refused, ContainerChanged, ExecEnded, Drifted, OpenCopy, GetSandbox, Adopt, ListDocker, ReviveDocker,
+        SandboxChanged, DockerListed, DockerChanged, DockerAway,
     )
 }  # fmt: skip
 """Every message by its name."""

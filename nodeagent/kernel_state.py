@@ -161,7 +161,10 @@ class HostState:
         ends: By container id; absent where the namespace exists but has no such link.
         host_policy: None: our host tables are missing or not as we left them.
         container_policies: By container id; absent: missing or not as we left it.
-        containers: By container id.
+        containers: By container id; those that Docker's users made are not among them.
+        sandboxes: By endpoint key: whether the namespace of a Docker endpoint is there; absent: it is not
+            watched. Its port is in `ports` and its layer 1 in `container_policies`, by the same key.
+        passages: By variant of iptables that has a chain DOCKER-USER: whether our rule stands in it.
     """
 
     bridge: Bridge | None = None
@@ -173,3 +176,5 @@ class HostState:
     host_policy: HostPolicy | None = None
     container_policies: Mapping[str, ContainerPolicy] = attrs.field(factory=dict)
     containers: Mapping[str, EngineContainer] = attrs.field(factory=dict)
+    sandboxes: Mapping[str, bool] = attrs.field(factory=dict)
+    passages: Mapping[str, bool] = attrs.field(factory=dict)

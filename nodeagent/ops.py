@@ -10,7 +10,16 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding, TunnelPolicy
+from firewall_rules.backends.base import Variant
+from firewall_rules.policy import (
+    ContainerPolicy,
+    HostPolicy,
+    Opening,
+    Pair,
+    PortBinding,
+    Publication,
+    TunnelPolicy,
+)
 from netctl.model import Workload
 from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
 
@@ -80,6 +89,10 @@ class UpdateHostRules:
     pairs_removed: tuple[Pair, ...] = ()
     tunnels: tuple[TunnelPolicy, ...] = ()
     tunnels_removed: tuple[TunnelPolicy, ...] = ()
+    publications: tuple[Publication, ...] = ()
+    publications_removed: tuple[Publication, ...] = ()
+    internal: tuple[str, ...] = ()
+    internal_removed: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -88,18 +101,78 @@ class DeleteHostRules:
 
 
 @attrs.frozen
+class OpenPassage:
+    """Put our one rule into Docker's chain DOCKER-USER, by one variant of iptables."""
+
+    variant: Variant
+
+
+@attrs.frozen
+class ClosePassage:
+    """Take our rule out of Docker's chain DOCKER-USER."""
+
+    variant: Variant
+
+
+@attrs.frozen
+class WatchSandbox:
+    """Know a Docker endpoint's namespace by its name, and tell when it comes and goes; see `SandboxChanged`.
+
+    Attributes:
+        endpoint: The endpoint's key.
+        sandbox: The file's name in Docker's folder of namespaces.
+    """
+
+    endpoint: str
+    sandbox: str
+
+
+@attrs.frozen
+class ForgetSandbox:
+    """Watch a Docker endpoint's namespace no longer, and let go of it."""
+
+    endpoint: str
+
+
+@attrs.frozen
+class SetEndpoint:
+    """Make a Docker endpoint's veth pair, or mend its port.
+
+    The near end is a guarded port of the bridge, the far end (`names.endpoint_link`, in link group
+    `names.OVERLAY_GROUP`, down) waits in the node's namespace for Docker to move it.
+
+    Attributes:
+        endpoint: The endpoint's key.
+        mac: Of the far end.
+    """
+
+    endpoint: str
+    port: ContainerPort
+    mac: str
+
+
+@attrs.frozen
 class CreateContainer:
-    """Have the engine make a container's namespaces; its command does not run yet."""
+    """Have the engine make a container; its command does not run yet.
+
+    Attributes:
+        block: The node's, which Docker's network is made with.
+    """
 
     container: str
     name: str
     address: str
     workload: Workload
+    block: str = ""
 
 
 @attrs.frozen
 class SetContainerRules:
-    """Put layer 1 in place in a container's namespace, whole, in one transaction."""
+    """Put layer 1 in place in a container's namespace, whole, in one transaction.
+
+    Attributes:
+        container: The container's id, or a Docker endpoint's key; so in `UpdateContainerRules`.
+    """
 
     container: str
     policy: ContainerPolicy
@@ -164,7 +237,8 @@ class RemoveContainer:
 
 Op = (
     SetSysctl | SetBridge | DeleteBridge | SetTunnel | DeleteTunnel | SetRoute | DeleteRoute
-    | SetHostRules | UpdateHostRules | DeleteHostRules
+    | SetHostRules | UpdateHostRules | DeleteHostRules | OpenPassage | ClosePassage
+    | WatchSandbox | ForgetSandbox | SetEndpoint
     | CreateContainer | SetContainerRules | UpdateContainerRules | SetPort | SetEnd | DeletePort
     | StartContainer | StopContainer | RemoveContainer
 )  # fmt: skip
@@ -176,6 +250,7 @@ ORDER: Mapping[type, int] = {
             # What closes goes first: a rule taken back must not wait for anything.
             StopContainer,
             RemoveContainer,
+            ForgetSandbox,
             DeletePort,
             DeleteRoute,
             DeleteTunnel,
@@ -187,6 +262,10 @@ ORDER: Mapping[type, int] = {
             # A device's own sysctls exist once it does; nothing is routed along it before they are set.
             SetSysctl,
             SetRoute,
+            OpenPassage,
+            # A Docker endpoint: its namespace is known before anything is put into it.
+            WatchSandbox,
+            SetEndpoint,
             # A container: namespaces, then layer 1, then its link, then its command.
             CreateContainer,
             SetContainerRules,
@@ -196,6 +275,7 @@ ORDER: Mapping[type, int] = {
             StartContainer,
             # Last of all, once nothing is left that they guard.
             DeleteBridge,
+            ClosePassage,
             DeleteHostRules,
         )
     )
@@ -212,14 +292,21 @@ OPS: Mapping[str, type] = {kind.__name__: kind for kind in ORDER}
 """Every operation by its name, for the privileged child's typed messages."""
 
 
-_TAKING = (DeleteBridge, DeleteTunnel, DeleteRoute, DeleteHostRules, DeletePort, RemoveContainer)
+_TAKING = (
+    DeleteBridge, DeleteTunnel, DeleteRoute, DeleteHostRules, DeletePort, RemoveContainer, ClosePassage,
+)  # fmt: skip
 _REPLACING = (SetHostRules, SetContainerRules)
 
 
 def takes_away(operation: Op) -> bool:
     """Tell whether something may stay in the kernel that should not, if `operation` is not done."""
     if isinstance(operation, UpdateHostRules):
-        return bool(operation.bindings_removed or operation.pairs_removed or operation.tunnels_removed)
+        return bool(
+            operation.bindings_removed
+            or operation.pairs_removed
+            or operation.tunnels_removed
+            or operation.publications_removed
+        )
     if isinstance(operation, UpdateContainerRules):
         return bool(operation.inbound_removed or operation.outbound_removed)
     return isinstance(operation, _TAKING + _REPLACING)

@@ -6,7 +6,7 @@ open; it forks no process on the way of an attach or a change. It is used from o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 from firewall_rules.policy import (
@@ -15,6 +15,7 @@ from firewall_rules.policy import (
     Opening,
     Pair,
     PortBinding,
+    Publication,
     TunnelPolicy,
 )
 
@@ -94,6 +95,10 @@ class HostBackend(Protocol):
         pairs_removed: Sequence[Pair] = (),
         tunnels: Sequence[TunnelPolicy] = (),
         tunnels_removed: Sequence[TunnelPolicy] = (),
+        publications: Sequence[Publication] = (),
+        publications_removed: Sequence[Publication] = (),
+        internal: Sequence[str] = (),
+        internal_removed: Sequence[str] = (),
     ) -> None:
         """Change elements in one transaction; what is removed goes first.
 
@@ -109,3 +114,31 @@ class HostBackend(Protocol):
 
     def drifted(self) -> bool:
         """Tell cheaply whether someone else has written since our last write or read."""
+
+
+Variant = Literal["nft", "legacy"]
+"""Which of the two iptables a table was written with; both are evaluated, and any drop wins."""
+
+
+class Passages(Protocol):
+    """Our one rule in Docker's chain DOCKER-USER: what our own table let through passes Docker's firewall.
+
+    It accepts packets with `names.FORWARD_MARK`, and nothing else.
+    """
+
+    def read(self) -> Mapping[Variant, bool]:
+        """Return whether our rule stands in DOCKER-USER, once and first; only variants that have the chain."""
+
+    def open(self, variant: Variant) -> None:
+        """Put the rule first in the chain, once. No error where there is no such chain (any more).
+
+        Raises:
+            FirewallError: It cannot be written.
+        """
+
+    def close(self, variant: Variant) -> None:
+        """Take the rule out, however often it is there; no error if it is not.
+
+        Raises:
+            FirewallError: It cannot be written.
+        """

@@ -19,6 +19,7 @@ from netctl.model import (
     ContainerId,
     ContainerRunState,
     ContainerStatus,
+    DockerContainer,
     Encapsulation,
     Name,
     NodeDelta,
@@ -38,6 +39,10 @@ IdempotencyKey = Annotated[str, msgspec.Meta(max_length=64)]
 Chunk = Annotated[bytes, msgspec.Meta(max_length=65536)]
 StreamId = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 Ports = Annotated[tuple[Port, ...], msgspec.Meta(max_length=256)]
+Labels = Annotated[tuple[tuple[Word, Word], ...], msgspec.Meta(max_length=64)]
+"""Pairs of a label and its value."""
+Path = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+"""An absolute path in a container."""
 
 
 # --- any session ------------------------------------------------------------------------------------
@@ -164,11 +169,37 @@ class RemoveNode:
 
 
 @attrs.frozen
+class BindNode:
+    """Say whose the containers are that a node's Docker users make. Answered by Done.
+
+    Their labels may ask for connections between containers of that account only.
+
+    Attributes:
+        account: None: nobody's; then labels are granted nothing.
+    """
+
+    name: Name
+    account: Name | None
+    key: IdempotencyKey = ""
+
+
+@attrs.frozen
+class LabelNode:
+    """Change a node's labels, which constraints of `RunContainer` ask for. Answered by Done."""
+
+    name: Name
+    labels: Labels = ()
+    removed: Annotated[tuple[Word, ...], msgspec.Meta(max_length=64)] = ()
+    key: IdempotencyKey = ""
+
+
+@attrs.frozen
 class RunContainer:
-    """Record and start a container. Answered by Done once it runs.
+    """Record and start a container. Answered by Done once it runs; Progress may come before that.
 
     Attributes:
         node: Where; None: the broker chooses.
+        constraints: Labels its node must have.
     """
 
     name: Name
@@ -176,6 +207,7 @@ class RunContainer:
     node: Name | None = None
     timeout: Seconds = 10.0
     key: IdempotencyKey = ""
+    constraints: Labels = ()
 
 
 @attrs.frozen
@@ -295,6 +327,34 @@ class OpenLogs:
     follow: bool = False
 
 
+@attrs.frozen
+class OpenCopy:
+    """Copy files out of a container or into it. Answered by StreamOpened; then a tar archive (POSIX.1-2001).
+
+    ``out``: the archive of `path` comes on channel 1, its members named from the last part of `path` on.
+    ``in``: the archive is sent on channel 0 and unpacked into the directory `path`.
+    """
+
+    name: Name
+    path: Path
+    direction: Literal["out", "in"]
+
+
+@attrs.frozen
+class OpenAdopt:
+    """Have a container that Docker runs without a network join ours. Answered by StreamOpened.
+
+    StreamEnd follows: its message says under which name it is recorded, or, without an exit code, why not.
+
+    Attributes:
+        container: Docker's name or id of it.
+        node: Where it is; None: on the only node that offers the docker engine.
+    """
+
+    container: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    node: Name | None = None
+
+
 # --- the broker's answers to users ------------------------------------------------------------------
 
 
@@ -310,6 +370,14 @@ class Done:
     revision: Revision
     nodes: tuple[Name, ...] = ()
     message: Text = ""
+
+
+@attrs.frozen
+class Progress:
+    """Not an answer: how far the start of a container that this session waits for has come, one line."""
+
+    name: Name
+    text: Text
 
 
 @attrs.frozen
@@ -340,6 +408,7 @@ class NodeDetail:
     Attributes:
         errors: What it reported about its last revision.
         last_seen: Seconds since 1970; 0: not since the broker started.
+        account: Whose the containers are that its Docker users make; empty: nobody's.
     """
 
     node: NodeView
@@ -347,6 +416,8 @@ class NodeDetail:
     peers: Mapping[Name, Encapsulation]
     errors: tuple[NodeError, ...] = ()
     last_seen: Seconds = 0.0
+    labels: Labels = ()
+    account: Word = ""
 
 
 @attrs.frozen
@@ -392,18 +463,39 @@ class ConnectionList:
 
 
 @attrs.frozen
+class WishView:
+    """One connection that a container's label asks for.
+
+    Attributes:
+        granted: Whether every such connection is recorded; `reason` says why not.
+    """
+
+    destination: Text
+    port: Word
+    granted: bool
+    reason: Text = ""
+
+
+@attrs.frozen
 class ContainerDetail:
-    """One container, whole."""
+    """One container, whole.
+
+    Attributes:
+        account: Empty: nobody's, as of a Docker user's container on a node that is bound to no account.
+        docker: As its node reported it, where Docker's own user made it.
+    """
 
     container: ContainerView
     id: ContainerId
-    account: Name
+    account: Word
     workload: Workload
     wanted: Wanted
     generation: int
     created_at: Seconds
     message: Text
     connections: tuple[ConnectionView, ...]
+    docker: DockerContainer | None = None
+    wishes: tuple[WishView, ...] = ()
 
 
 @attrs.frozen
@@ -487,11 +579,13 @@ class NodeError:
 
     Attributes:
         subject: The container's or peer's name it is about; empty: the node itself.
+        under_way: It is being done; whoever waits for the subject goes on waiting, and nobody else does.
     """
 
     subject: Text
     message: Text
     remedy: Text = ""
+    under_way: bool = False
 
 
 @attrs.frozen
@@ -502,6 +596,8 @@ class Hello:
         epoch: Of the desired state it holds; 0: none.
         digest: `netctl.model.digest` of that state.
         containers: What its engines say now.
+        docker: All containers that Docker's users have on our networks; None: not known now, so that what
+            is recorded of them stays.
     """
 
     epoch: Revision
@@ -509,6 +605,7 @@ class Hello:
     digest: Word
     facts: NodeFacts
     containers: tuple[ContainerStatus, ...] = ()
+    docker: Annotated[tuple[DockerContainer, ...], msgspec.Meta(max_length=4096)] | None = None
 
 
 @attrs.frozen
@@ -558,6 +655,33 @@ class Report:
 
 
 @attrs.frozen
+class Attach:
+    """Node to broker: Docker's user made or changed a container on our networks. Answered by Done or Failure.
+
+    The same again changes nothing. The connections it had stay, whatever its address becomes.
+    """
+
+    container: DockerContainer
+
+
+@attrs.frozen
+class Detach:
+    """Node to broker: this container of Docker's user is gone, or left our networks. Answered by Done."""
+
+    id: ContainerId
+
+
+@attrs.frozen
+class ReserveAddress:
+    """Node to broker: put this address of my block on lease (`docker run --ip`).
+
+    Answered by Done or Failure; the lease itself comes with the Update before that.
+    """
+
+    address: Address
+
+
+@attrs.frozen
 class Leave:
     """Node to broker: I go; take me and my containers off the record. Answered by Done.
 
@@ -592,6 +716,24 @@ class NodeOpenLogs:
     follow: bool = False
 
 
+@attrs.frozen
+class NodeOpenCopy:
+    """Broker to node: copy files on this stream, as OpenCopy asks."""
+
+    stream: StreamId
+    container: ContainerId
+    path: Path
+    direction: Literal["out", "in"]
+
+
+@attrs.frozen
+class NodeOpenAdopt:
+    """Broker to node: have Docker's container join, as OpenAdopt asks; StreamEnd says what became of it."""
+
+    stream: StreamId
+    container: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+
+
 Message = Any
 """An instance of one of the classes in REGISTRY; attrs gives them no common base worth having."""
 
@@ -599,12 +741,14 @@ REGISTRY: Mapping[str, type] = {
     kind.__name__: kind
     for kind in (
         Ping, Pong, Failure, Enrol, Enrolled,
-        CreateInvite, InviteCreated, ListNodes, ShowNode, DrainNode, RemoveNode,
+        CreateInvite, InviteCreated, ListNodes, ShowNode, DrainNode, RemoveNode, BindNode, LabelNode,
         RunContainer, StopContainer, StartContainer, RemoveContainer, ListContainers, InspectContainer,
-        Connect, Disconnect, ListConnections, GetStatus, OpenExec, OpenLogs,
-        Done, NodeView, NodeList, NodeDetail, ContainerList, ConnectionList, ContainerDetail, BrokerStatus,
+        Connect, Disconnect, ListConnections, GetStatus, OpenExec, OpenLogs, OpenCopy, OpenAdopt,
+        Done, Progress, NodeView, NodeList, NodeDetail, ContainerList, ConnectionList, ContainerDetail,
+        BrokerStatus,
         StreamOpened, StreamData, StreamCredit, StreamResize, StreamEnd,
-        Hello, Reset, Update, Applied, Report, Leave, NodeOpenExec, NodeOpenLogs,
+        Hello, Reset, Update, Applied, Report, Attach, Detach, ReserveAddress, Leave,
+        NodeOpenExec, NodeOpenLogs, NodeOpenCopy, NodeOpenAdopt,
     )
 }  # fmt: skip
 """Every message by its name on the wire. A name that is not here is refused."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import attrs
 
 from netctl.model import Workload
 from nodeagent.kernel_state import EngineContainer
+
+Direction = Literal["out", "in"]
 
 
 @attrs.frozen
@@ -41,6 +43,7 @@ class Engine(Protocol):
     """One container engine. No call waits for a container's command; what takes time ends in an event."""
 
     name: str
+    removes_later: bool
 
     def containers(self) -> Mapping[str, EngineContainer]:
         """Return every container of ours, by id, without starting a process."""
@@ -70,7 +73,11 @@ class Engine(Protocol):
         """SIGTERM, SIGKILL after eight seconds; an event says ``exited``."""
 
     def remove(self, container: str) -> None:
-        """Kill and forget the container; when this returns its namespaces and processes are gone."""
+        """Kill and forget the container.
+
+        When this returns its namespaces and processes are gone; with an engine that `removes_later`, once
+        an event says that its state is None. Then asking again while it goes is no error.
+        """
 
     def exec(self, container: str, request: ExecRequest, ended: Callable[[int, str], None]) -> int:
         """Run a command in the container; return a handle for `kill_exec` and `resize_exec`.
@@ -84,10 +91,38 @@ class Engine(Protocol):
     def kill_exec(self, handle: int) -> None:
         """The user went away: end the command."""
 
-    def logs(self, container: str) -> int:
-        """Return a new descriptor that reads the container's kept output from its beginning.
+    def copy(
+        self,
+        container: str,
+        path: str,
+        direction: Direction,
+        descriptor: int,
+        ended: Callable[[int, str], None],
+    ) -> int:
+        """Copy files; return a handle for `kill_exec`. `ended` is called from `dispatch`, as by `exec`.
 
-        Each record is one ``stream_byte(1 or 2) length(4, big-endian) data``.
+        Args:
+            container: Its id; it need not run where the engine can do without.
+            path: In the container, absolute.
+            direction: ``out``: write a tar archive of `path` (members named from its last part on) to the
+                descriptor; ``in``: read one from it and unpack it in the directory `path`.
+            descriptor: Of a pipe; the engine duplicates it, the caller closes its own.
+            ended: Called with 0, or with another exit code and why.
+
+        Raises:
+            KernelError: The container does not exist, or cannot be copied from now.
+        """
+
+    def logs(
+        self, container: str, tail: int | None, *, follow: bool, ended: Callable[[int, str], None]
+    ) -> tuple[int, int]:
+        """Begin to read a container's output; see `nodeagent.helper_messages.OpenLogs`.
+
+        Returns:
+            A handle (0: none, and `ended` is never called) and a new descriptor.
+
+        Raises:
+            KernelError: The container does not exist.
         """
 
     def descriptors(self) -> Sequence[int]:
