@@ -1,0 +1,83 @@
+"""What of a Docker container's options weakens its firewall or its host, and so needs a reason. Pure.
+
+The command line refuses it before anything is sent, the broker whatever the command line was.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Final
+
+from netctl.errors import RefusedError
+from netctl.model import Loosening, Workload
+
+SAFE_CAPABILITIES: Final = frozenset({
+    "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "IPC_LOCK", "KILL", "LEASE", "MKNOD",
+    "NET_BIND_SERVICE", "NET_BROADCAST", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT", "SYS_NICE",
+    "SYS_PTRACE", "SYS_RESOURCE",
+})  # fmt: skip
+"""Docker's default set (moby, oci/caps/defaults.go) without NET_RAW, and a few that reach no further than
+their container. With NET_ADMIN a container can flush its own firewall, with NET_RAW forge packets, with
+any other one change the host."""
+HOST_OPTIONS: Final[dict[Loosening, str]] = {
+    "privileged": "--privileged",
+    "host-pid": "--pid host",
+    "host-ipc": "--ipc host",
+    "host-uts": "--uts host",
+}
+GUARDED_PATHS: Final = (
+    "/run/docker.sock", "/run/docker", "/run/containerd", "/run/podman", "/run/crio", "/run/netctl",
+    "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/lib/netctl", "/etc/netctl",
+    "/proc", "/sys", "/dev",
+)  # fmt: skip
+"""Sockets and state of the engines and of netctl, and the kernel's own file systems: whoever has one of
+them, or a directory above it, has the host."""
+SOCKET_NAMES: Final = frozenset({"docker.sock", "containerd.sock", "podman.sock", "crio.sock"})
+"""Wherever they are: an engine may be told to listen anywhere."""
+
+
+def unsafe_options(workload: Workload) -> tuple[str, ...]:
+    """Return, as they are typed, the options of a Docker container that need ``--allow-unsafe``.
+
+    What a volume's source is on its node, behind symbolic links, only the node can tell.
+    """
+    if workload.engine != "docker":
+        return ()
+    capabilities = (f"--cap-add {each}" for each in workload.cap_add if each not in SAFE_CAPABILITIES)
+    spaces = (option for loosening, option in HOST_OPTIONS.items() if loosening in workload.loosened)
+    volumes = (f"--volume {each}" for each in workload.volumes if _is_guarded(each.partition(":")[0]))
+    return (*capabilities, *spaces, *volumes)
+
+
+def check_reasoned(workload: Workload) -> None:
+    """Let a workload pass that is safe, or whose user said why it is not.
+
+    Raises:
+        RefusedError: It weakens layer 1 or its host, and nobody said why.
+    """
+    options = unsafe_options(workload)
+    if options and not workload.unsafe.strip():
+        raise RefusedError(
+            f"{', '.join(options)} weakens the container's firewall or its host",
+            "leave it out, or say why it must be with --allow-unsafe REASON, which is recorded",
+        )
+
+
+def _is_guarded(source: str) -> bool:
+    """Say whether a volume's source is, contains or lies in one of `GUARDED_PATHS`; a name is no path."""
+    if not source.startswith("/"):
+        return False
+    # POSIX lets two leading slashes mean something of their own; Linux does not.
+    path = "/" + posixpath.normpath(source).lstrip("/")
+    # /var/run is a link to /run on every distribution with systemd (FHS 3.0, 5.13).
+    if path == "/var/run" or path.startswith("/var/run/"):
+        path = path.removeprefix("/var")
+    if posixpath.basename(path) in SOCKET_NAMES:
+        return True
+    if path in ("/", "/var"):
+        return True
+    return any(each == path or _lies_in(each, path) or _lies_in(path, each) for each in GUARDED_PATHS)
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return path.startswith(folder + "/")
