@@ -11,20 +11,30 @@ from typing import Any, Final, Protocol, TypeVar
 from netctl.errors import KernelError, ProtocolError
 from nodeagent import helper_wire
 from nodeagent.helper_messages import (
+    Adopt,
     Apply,
     ContainerChanged,
+    DockerAway,
+    DockerChanged,
+    DockerListed,
     Drifted,
     ExecEnded,
     FactsAnswer,
     GetFacts,
+    GetSandbox,
     KillExec,
+    ListDocker,
     Observe,
     Observed,
+    OpenCopy,
     Opened,
     OpenExec,
     OpenLogs,
     Refused,
     Results,
+    ReviveDocker,
+    SandboxAnswer,
+    SandboxChanged,
 )
 from nodeagent.helper_process import start
 from nodeagent.kernel_state import HostFacts, HostState
@@ -35,7 +45,9 @@ ANSWER_SECONDS: Final = 120.0
 CLOSE_SECONDS: Final = 10.0
 """How long the child may take to end by itself."""
 
-Event = ContainerChanged | ExecEnded | Drifted
+Event = (
+    ContainerChanged | ExecEnded | Drifted | SandboxChanged | DockerListed | DockerChanged | DockerAway
+)  # fmt: skip
 T = TypeVar("T")
 
 
@@ -85,11 +97,56 @@ class Helper(Protocol):
             UnavailableError: The child is gone.
         """
 
-    def open_logs(self, container: str) -> int:
-        """Return a descriptor, the caller's to close, that reads the container's kept output.
+    def open_logs(self, request: OpenLogs) -> tuple[int, int]:
+        """Read a container's output; see `OpenLogs`.
+
+        Returns:
+            A handle (0: of a file, which has no end of its own) and a descriptor, the caller's to close.
 
         Raises:
             KernelError: There is no such container here.
+            UnavailableError: The child is gone.
+        """
+
+    def open_copy(self, request: OpenCopy) -> tuple[int, int]:
+        """Copy files out of a container or into it; see `OpenCopy`.
+
+        Returns:
+            A handle for `kill_exec`, and a descriptor, the caller's to close.
+
+        Raises:
+            KernelError: There is no such container here, or nothing can be copied from it now.
+            UnavailableError: The child is gone.
+        """
+
+    def adopt(self, request: Adopt) -> int:
+        """Have Docker connect a running container to our network; return a handle: `ExecEnded` follows.
+
+        Raises:
+            KernelError: This node has no Docker.
+            UnavailableError: The child is gone.
+        """
+
+    def list_docker(self) -> None:
+        """Have Docker's containers looked through: `DockerListed` or `DockerAway` follows.
+
+        Raises:
+            KernelError: This node has no Docker.
+            UnavailableError: The child is gone.
+        """
+
+    def revive_docker(self) -> None:
+        """Have the containers started that Docker should keep running, and could not for want of us.
+
+        Raises:
+            KernelError: This node has no Docker.
+            UnavailableError: The child is gone.
+        """
+
+    def sandbox_present(self, endpoint: str) -> bool:
+        """Tell whether the namespace of a watched Docker endpoint is there; False too if none is watched.
+
+        Raises:
             UnavailableError: The child is gone.
         """
 
@@ -166,9 +223,31 @@ class HelperClient:
         """See `Helper`."""
         self._call(KillExec(handle), Results)
 
-    def open_logs(self, container: str) -> int:
+    def open_logs(self, request: OpenLogs) -> tuple[int, int]:
         """See `Helper`."""
-        return self._call_for_descriptors(OpenLogs(container), 1)[1][0]
+        opened, (descriptor,) = self._call_for_descriptors(request, 1)
+        return opened.handle, descriptor
+
+    def open_copy(self, request: OpenCopy) -> tuple[int, int]:
+        """See `Helper`."""
+        opened, (descriptor,) = self._call_for_descriptors(request, 1)
+        return opened.handle, descriptor
+
+    def adopt(self, request: Adopt) -> int:
+        """See `Helper`."""
+        return self._call_for_descriptors(request, 0)[0].handle
+
+    def list_docker(self) -> None:
+        """See `Helper`."""
+        self._call(ListDocker(), Results)
+
+    def revive_docker(self) -> None:
+        """See `Helper`."""
+        self._call(ReviveDocker(), Results)
+
+    def sandbox_present(self, endpoint: str) -> bool:
+        """See `Helper`."""
+        return self._call(GetSandbox(endpoint), SandboxAnswer).present
 
     def events(self) -> list[Event]:
         """See `Helper`."""

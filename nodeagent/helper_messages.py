@@ -123,9 +123,16 @@ class OpenCopy:
 
 @attrs.frozen
 class GetSandbox:
-    """Is the namespace of this watched Docker endpoint there? Answered by SandboxChanged."""
+    """Is the namespace of this watched Docker endpoint there? Answered by SandboxAnswer."""
 
     endpoint: ContainerId
+
+
+@attrs.frozen
+class SandboxAnswer:
+    """Whether it is; no for one that is not watched."""
+
+    present: bool
 
 
 @attrs.frozen
@@ -197,7 +204,10 @@ class Drifted:
 
 @attrs.frozen
 class SandboxChanged:
-    """Event, and answer: whether the namespace of a watched Docker endpoint is there."""
+    """Event: the namespace of a watched Docker endpoint came or went.
+
+    One that is there, again, is another one: nothing of ours is in it yet.
+    """
 
     endpoint: ContainerId
     present: bool
@@ -276,8 +286,8 @@ MESSAGES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         GetFacts, FactsAnswer, Observe, Observed, Apply, Results, OpenExec, Opened, KillExec, OpenLogs,
-        Refused, ContainerChanged, ExecEnded, Drifted, OpenCopy, GetSandbox, Adopt, ListDocker, ReviveDocker,
-        SandboxChanged, DockerListed, DockerChanged, DockerAway,
+        Refused, ContainerChanged, ExecEnded, Drifted, OpenCopy, GetSandbox, SandboxAnswer, Adopt, ListDocker,
+        ReviveDocker, SandboxChanged, DockerListed, DockerChanged, DockerAway,
     )
 }  # fmt: skip
 """Every message by its name."""
