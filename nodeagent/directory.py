@@ -27,6 +27,9 @@ _FILES: Final = (
     "desired.log.corrupt",
     "found.json",
     "found.json.new",
+    "docker-networks.json",
+    "docker-networks.json.new",
+    "docker-networks.json.corrupt",
     "lock",
     "identity",
 )
@@ -45,6 +48,11 @@ class NodeDirectory:
     def identity(self) -> Path:
         """The identity file."""
         return self.path / "identity"
+
+    @property
+    def docker_networks(self) -> Path:
+        """The file of Docker's networks; it is there once Docker was offered here."""
+        return self.path / "docker-networks.json"
 
     @property
     def lock_file(self) -> Path:

@@ -24,6 +24,9 @@ DIRECTORY: Final = "/var/lib/netctl/node"
 RUN_DIRECTORY: Final = "/run/netctl/node"
 INTERRUPTED: Final = 130
 ENCAPSULATIONS: Final = ("auto", "gre", "vxlan", "direct")
+DOCKER_SOCKET: Final = "/var/run/docker.sock"
+DOCKER_EXEC_ROOT: Final = "/var/run/docker"
+DRIVER_SOCKET: Final = "/run/netctl/driver.sock"
 
 _EXAMPLES: Final = {
     "join": "example: nodeagent join netctl-invite-... --name n1 --underlay 192.0.2.11",
@@ -80,6 +83,27 @@ def make_parser() -> argparse.ArgumentParser:
             default="auto",
             help="in containers (default: auto, which is nftables, then iptables)",
         )
+        made.add_argument(
+            "--docker-socket",
+            default=DOCKER_SOCKET,
+            metavar="PATH",
+            help=f"of the Docker engine (default: {DOCKER_SOCKET})",
+        )
+        made.add_argument(
+            "--docker-exec-root",
+            default=DOCKER_EXEC_ROOT,
+            metavar="PATH",
+            help=f"of the Docker engine, where its namespaces are (default: {DOCKER_EXEC_ROOT})",
+        )
+    run.add_argument(
+        "--docker", action="store_true", help="run containers by Docker, and take in those of its users"
+    )
+    run.add_argument(
+        "--driver-socket",
+        default=DRIVER_SOCKET,
+        metavar="PATH",
+        help=f"of nodeagent-driver, which hears Docker's calls (default: {DRIVER_SOCKET})",
+    )
     run.add_argument(
         "--process-engine", action="store_true", help="let users run commands of this host as containers"
     )

@@ -20,8 +20,8 @@ class Driver:
     say by `hear`, then work on `endpoints`, then `settle`, then `requests` if the broker listens.
 
     Args:
-        state_dir: Where networks are kept.
-        run_dir: Where endpoints are kept: as they are, it is emptied by a reboot.
+        networks: The file in which networks are kept for good.
+        endpoints: The file in which endpoints are kept: gone after a reboot, as they are.
         socket_path: Of the process that holds the plugin's socket.
         exec_root: Docker's, below which its namespaces are.
         monotonic: Seconds of a clock that is never set.
@@ -29,8 +29,8 @@ class Driver:
 
     def __init__(
         self,
-        state_dir: Path,
-        run_dir: Path,
+        networks: Path,
+        endpoints: Path,
         socket_path: Path,
         exec_root: Path,
         *,
