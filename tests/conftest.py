@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tests.support.docker_engine import why_no_engines
 from tests.support.netns import Namespace
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             reason = _why_no_root() if reason is None else reason
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("docker") and (missing := why_no_engines()):
+            item.add_marker(pytest.mark.skip(reason=missing))
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = selected
