@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import attrs
 
 from netctl.model import Workload
+from nodeagent.helper_messages import DockerAway, DockerChanged, DockerListed
 from nodeagent.kernel_state import EngineContainer
 
 Direction = Literal["out", "in"]
+Changed = Callable[[str, EngineContainer | None], None]
+"""Told of a container's id and its new state; None: it is gone."""
+Ended = Callable[[int, str], None]
+"""Told of an exit code, and of why where that says too little."""
+DockerNews = DockerListed | DockerChanged | DockerAway
+"""What Docker's containers are and become, those of its own users included."""
 
 
 @attrs.frozen
@@ -40,7 +47,10 @@ class ExecRequest:
 
 
 class Engine(Protocol):
-    """One container engine. No call waits for a container's command; what takes time ends in an event."""
+    """One container engine. No call waits for a container's command; what takes time ends in an event.
+
+    A container in state ``unknown`` is one that the engine cannot ask about now: nothing is to be done to it.
+    """
 
     name: str
     removes_later: bool
@@ -55,8 +65,15 @@ class Engine(Protocol):
             KernelError: The container has none (any more).
         """
 
-    def create(self, container: str, name: str, address: str, workload: Workload) -> None:
+    def create(self, container: str, name: str, address: str, workload: Workload, block: str = "") -> None:
         """Begin to make the container's namespaces; it goes from ``creating`` to ``created`` in an event.
+
+        Args:
+            container: Its id.
+            name: What its user calls it.
+            address: Its own.
+            workload: What it runs.
+            block: The node's, where the engine makes a network of its own for it.
 
         Raises:
             KernelError: It cannot be made.
@@ -79,7 +96,7 @@ class Engine(Protocol):
         an event says that its state is None. Then asking again while it goes is no error.
         """
 
-    def exec(self, container: str, request: ExecRequest, ended: Callable[[int, str], None]) -> int:
+    def exec(self, container: str, request: ExecRequest, ended: Ended) -> int:
         """Run a command in the container; return a handle for `kill_exec` and `resize_exec`.
 
         `ended` is called from `dispatch` with the exit code (125 and a message if it could not run).
@@ -97,7 +114,7 @@ class Engine(Protocol):
         path: str,
         direction: Direction,
         descriptor: int,
-        ended: Callable[[int, str], None],
+        ended: Ended,
     ) -> int:
         """Copy files; return a handle for `kill_exec`. `ended` is called from `dispatch`, as by `exec`.
 
@@ -113,9 +130,7 @@ class Engine(Protocol):
             KernelError: The container does not exist, or cannot be copied from now.
         """
 
-    def logs(
-        self, container: str, tail: int | None, *, follow: bool, ended: Callable[[int, str], None]
-    ) -> tuple[int, int]:
+    def logs(self, container: str, tail: int | None, *, follow: bool, ended: Ended) -> tuple[int, int]:
         """Begin to read a container's output; see `nodeagent.helper_messages.OpenLogs`.
 
         Returns:
@@ -128,5 +143,34 @@ class Engine(Protocol):
     def descriptors(self) -> Sequence[int]:
         """Return the descriptors to poll for readability; when one is ready, call `dispatch`."""
 
-    def dispatch(self, changed: Callable[[str, EngineContainer | None], None]) -> None:
+    def dispatch(self, changed: Changed) -> None:
         """Handle what came in; `changed` is called with each container whose state changed (None: gone)."""
+
+
+@runtime_checkable
+class Docker(Engine, Protocol):
+    """The engine `docker`: beside the broker's containers it knows those of Docker's own users."""
+
+    def listen(self, hear: Callable[[DockerNews], None]) -> None:
+        """Have `hear` called from `dispatch` with what Docker's containers are; before that it is kept."""
+
+    def list_docker(self) -> None:
+        """Look through everything of Docker's on our networks; `DockerListed` follows if Docker is there."""
+
+    def revive(self) -> None:
+        """Start what Docker should keep running and could not start for want of our driver."""
+
+    def adopt(self, container: str, block: str, ended: Ended) -> int:
+        """Connect a running container that has no network to ours; return a handle that names it.
+
+        `ended` is called from `dispatch`: with 0 and Docker's whole id of the container once it is
+        connected, else with another exit code and why not.
+
+        Args:
+            container: Docker's name or id of it.
+            block: The node's, which Docker's network is made with.
+            ended: Called once.
+
+        Raises:
+            KernelError: Docker is away.
+        """

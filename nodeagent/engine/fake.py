@@ -15,10 +15,10 @@ import attrs
 
 from netctl.errors import KernelError
 from netctl.model import Workload
-from nodeagent.engine.base import ExecRequest
+from nodeagent.engine.base import Direction, Ended, ExecRequest
 from nodeagent.kernel_state import EngineContainer
 
-Method = Literal["create", "start", "stop", "remove", "exec", "namespace"]
+Method = Literal["create", "start", "stop", "remove", "exec", "copy", "logs", "namespace"]
 Hook = Callable[[Method, str, Literal["before", "after"]], None]
 """Called around every call that changes something, with the container's id; may raise, as a crash would."""
 
@@ -42,6 +42,18 @@ class FakeExec:
 
 
 @attrs.define
+class FakeCopy:
+    """Files a caller asked to copy, until a test ends it; `descriptor` is our own copy of the caller's."""
+
+    container: str
+    path: str
+    direction: Direction
+    ended: Ended
+    descriptor: int
+    killed: bool = False
+
+
+@attrs.define
 class _Box:
     """What the fake keeps of one container: what is true (`truth`), and what was dispatched (`seen`)."""
 
@@ -51,7 +63,9 @@ class _Box:
     truth: EngineContainer
     seen: EngineContainer
     namespace: int
+    block: str = ""
     output: bytes = b""
+    going: bool = False
 
 
 @attrs.define
@@ -63,15 +77,23 @@ class FakeEngine:
     what comes next with `become`.
 
     Attributes:
+        removes_later: A removal shows at a later dispatch, as Docker's do; without `auto`, once a test calls
+            `finish_removal`.
+        away: The engine behind it cannot be reached: every container is ``unknown``, and calls are refused.
+        pipes_logs: `logs` gives a pipe and a handle, as Docker's do, rather than a file.
         hook: Called around every change; may raise whatever a test takes for a crash.
         calls: Every call that changed something, as (method, container).
     """
 
     name: str = "process"
+    removes_later: bool = False
     auto: bool = True
+    away: bool = False
+    pipes_logs: bool = False
     hook: Hook | None = None
     calls: list[tuple[Method, str]] = attrs.field(factory=list)
     execs: dict[int, FakeExec] = attrs.field(factory=dict)
+    copies: dict[int, FakeCopy] = attrs.field(factory=dict)
     _boxes: dict[str, _Box] = attrs.field(factory=dict)
     _gone: set[str] = attrs.field(factory=set)
     _failures: list[tuple[Method, str | None, str]] = attrs.field(factory=list)
@@ -118,10 +140,30 @@ class FakeEngine:
         self._ended.append((command.ended, exit_code, message))
         self._ring()
 
+    def end_copy(self, handle: int, exit_code: int = 0, message: str = "") -> None:
+        """Let a copy end; its caller hears at the next dispatch."""
+        copy = self.copies.pop(handle)
+        os.close(copy.descriptor)
+        self._ended.append((copy.ended, exit_code, message))
+        self._ring()
+
+    def finish_removal(self, container: str) -> None:
+        """Let a removal that was asked for come to its end."""
+        if self._boxes[container].going:
+            self.vanish(container)
+
+    def ring(self) -> None:
+        """Make `descriptors` readable, so that `dispatch` is called."""
+        self._ring()
+
     # The engine.
 
     def containers(self) -> Mapping[str, EngineContainer]:
         """Return every container, by id."""
+        if self.away:
+            return {
+                container: attrs.evolve(box.seen, state="unknown") for container, box in self._boxes.items()
+            }
         return {container: box.seen for container, box in self._boxes.items()}
 
     def namespace(self, container: str) -> int:
@@ -132,9 +174,9 @@ class FakeEngine:
             raise KernelError(f"container {container} has no network namespace")
         return box.namespace
 
-    def create(self, container: str, name: str, address: str, workload: Workload) -> None:
+    def create(self, container: str, name: str, address: str, workload: Workload, block: str = "") -> None:
         """Begin to make a container; one that is there stays as it is."""
-        self._around("create", container, lambda: self._create(container, name, address, workload))
+        self._around("create", container, lambda: self._create(container, name, address, workload, block))
 
     def start(self, container: str, generation: int) -> None:
         """Run the command, if it has not run at this generation."""
@@ -164,19 +206,41 @@ class FakeEngine:
         return self._handles
 
     def kill_exec(self, handle: int) -> None:
-        """End the command with 137."""
+        """End the command, or the copy, with 137."""
         if (command := self.execs.get(handle)) is not None:
             command.killed = True
             self.end_exec(handle, 137)
+        elif (copy := self.copies.get(handle)) is not None:
+            copy.killed = True
+            self.end_copy(handle, 137)
 
-    def logs(self, container: str) -> int:
-        """Return a new descriptor of what `write_output` wrote until now."""
+    def copy(self, container: str, path: str, direction: Direction, descriptor: int, ended: Ended) -> int:
+        """Note the copy; a test plays it, and ends it with `end_copy`."""
+        self._fault("copy", container)
+        if container not in self._boxes:
+            raise KernelError(f"container {container} does not exist")
+        self._handles += 1
+        self.copies[self._handles] = FakeCopy(container, path, direction, ended, os.dup(descriptor))
+        return self._handles
+
+    def logs(self, container: str, tail: int | None, *, follow: bool, ended: Ended) -> tuple[int, int]:
+        """Return a new descriptor of what `write_output` wrote until now (64 KiB at most as a pipe)."""
+        self._fault("logs", container)
         if (box := self._boxes.get(container)) is None:
             raise KernelError(f"container {container} does not exist")
+        if self.pipes_logs:
+            del tail, follow
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            os.write(writer, box.output)
+            os.close(writer)
+            self._handles += 1
+            self._ended.append((ended, 0, ""))
+            self._ring()
+            return self._handles, reader
         descriptor = os.memfd_create("output", os.MFD_CLOEXEC)
         os.write(descriptor, box.output)
         os.lseek(descriptor, 0, os.SEEK_SET)
-        return descriptor
+        return 0, descriptor
 
     def descriptors(self) -> Sequence[int]:
         """Return one descriptor, readable while a change waits for `dispatch`."""
@@ -193,6 +257,9 @@ class FakeEngine:
         ended, self._ended = self._ended, []
         for callback, exit_code, message in ended:
             callback(exit_code, message)
+        if self.auto:
+            for container in [container for container, box in self._boxes.items() if box.going]:
+                self.finish_removal(container)
         gone, self._gone = self._gone - self._boxes.keys(), set()
         for container in sorted(gone):
             changed(container, None)
@@ -205,6 +272,8 @@ class FakeEngine:
         """Close the descriptors; the containers stay."""
         for handle in list(self.execs):
             self.end_exec(handle, 125, "the engine was closed")
+        for handle in list(self.copies):
+            self.end_copy(handle, 125, "the engine was closed")
         if self._wake >= 0:
             os.close(self._wake)
             self._wake = -1
@@ -220,6 +289,8 @@ class FakeEngine:
             self.hook(method, container, "after")
 
     def _fault(self, method: Method, container: str) -> None:
+        if self.away:
+            raise KernelError(f"the engine {self.name} cannot be reached")
         for failure in self._failures:
             if failure[0] == method and failure[1] in (None, container):
                 self._failures.remove(failure)
@@ -229,7 +300,7 @@ class FakeEngine:
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
-    def _create(self, container: str, name: str, address: str, workload: Workload) -> None:
+    def _create(self, container: str, name: str, address: str, workload: Workload, block: str) -> None:
         if container in self._boxes:
             return
         creating = EngineContainer("creating")
@@ -241,6 +312,7 @@ class FakeEngine:
             truth=EngineContainer("created") if self.auto else creating,
             seen=creating,
             namespace=self._namespaces,
+            block=block,
         )
 
     def _start(self, container: str, generation: int) -> None:
@@ -262,6 +334,9 @@ class FakeEngine:
 
     def _remove(self, container: str) -> None:
         self._end_execs(container)
+        if self.removes_later and container in self._boxes:
+            self._boxes[container].going = True
+            return
         self._boxes.pop(container, None)
 
     def _end_execs(self, container: str) -> None:

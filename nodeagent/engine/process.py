@@ -30,8 +30,9 @@ import msgspec
 
 from netctl.errors import KernelError
 from netctl.model import Workload
-from nodeagent.engine.base import ExecRequest
+from nodeagent.engine.base import Changed, Direction, Ended, ExecRequest
 from nodeagent.engine.cgroups import Cgroups
+from nodeagent.engine.process_copy import copy_by_tar
 from nodeagent.engine.process_spec import exec_of, spec_of
 from nodeagent.engine.shim_link import OUTPUT, SPEC, ShimLink, ShimStatus, read_spec
 from nodeagent.kernel_state import EngineContainer
@@ -44,9 +45,6 @@ GONE_WITHIN: Final = 2.0
 _CREATING: Final = EngineContainer("creating")
 _CONTAINER: Final = re.compile(r"[0-9a-f]{32}\Z")
 _NO_SHIM: Final = "the process that holds the container is gone"
-
-Changed = Callable[[str, EngineContainer | None], None]
-Ended = Callable[[int, str], None]
 
 
 @attrs.frozen
@@ -62,6 +60,7 @@ class ProcessEngine:
     """
 
     name: str = "process"
+    removes_later: bool = False
 
     def __init__(
         self,
@@ -124,8 +123,9 @@ class ProcessEngine:
             raise KernelError(f"container {container} has no network namespace")
         return link.namespace
 
-    def create(self, container: str, name: str, address: str, workload: Workload) -> None:
-        """See `Engine`. A container that is there stays as it is."""
+    def create(self, container: str, name: str, address: str, workload: Workload, block: str = "") -> None:
+        """See `Engine`. A container that is there stays as it is; the block means nothing here."""
+        del block
         if container in self._links:
             return
         if _CONTAINER.match(container) is None:
@@ -214,17 +214,20 @@ class ProcessEngine:
         if (one := self._execs.get(handle)) is not None:
             self._links[one.container].send({"do": "kill", "handle": handle})
 
-    def logs(self, container: str) -> int:
-        """See `Engine`. Where a record would begin, skip zero bytes: they are output given up meanwhile.
+    def copy(self, container: str, path: str, direction: Direction, descriptor: int, ended: Ended) -> int:
+        """See `Engine`. The container must run."""
+        return copy_by_tar(
+            lambda request, tell: self.exec(container, request, tell), path, direction, descriptor, ended
+        )
 
-        Raises:
-            KernelError: The container does not exist.
-        """
+    def logs(self, container: str, tail: int | None, *, follow: bool, ended: Ended) -> tuple[int, int]:
+        """See `Engine`. Where a record would begin, skip zero bytes: they are output given up meanwhile."""
+        del tail, follow, ended
         link = self._links.get(container)
         if link is None:
             raise KernelError(f"container {container} does not exist")
         try:
-            return open_at_first_record(str(link.directory / OUTPUT))
+            return 0, open_at_first_record(str(link.directory / OUTPUT))
         except OSError as error:
             raise KernelError(f"the output of container {link.spec.name} cannot be read: {error}") from error
 

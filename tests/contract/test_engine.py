@@ -138,7 +138,7 @@ def test_output_is_kept_by_stream_and_over_starts(rig: EngineRig) -> None:
 
 def test_there_is_no_output_of_what_does_not_exist(rig: EngineRig) -> None:
     with pytest.raises(KernelError):
-        rig.engine.logs(new_id())
+        rig.engine.logs(new_id(), None, follow=False, ended=lambda *_: None)
 
 
 def test_an_exec_needs_a_running_container(rig: EngineRig) -> None:

@@ -41,6 +41,7 @@ from tests.support.engines import (
     execute,
     made,
     new_id,
+    output_of,
     ran,
     records,
     running,
@@ -892,7 +893,7 @@ def test_output_is_capped_and_what_is_left_begins_with_a_whole_record(rig: Proce
         rig, Workload("process", ("sh", "-c", f"yes 0123456789 | head -c {total}; echo; echo last"))
     )
     until_state(rig.engine, container, "exited")
-    kept = records(rig.engine.logs(container))
+    kept = records(output_of(rig.engine, container))
     size = sum(RECORD_HEAD + len(data) for _, data in kept)
     assert LIMIT <= size <= LIMIT + 2 * STEP
     assert {stream for stream, _ in kept} == {1}

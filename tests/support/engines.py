@@ -179,5 +179,11 @@ def records(descriptor: int) -> list[tuple[int, bytes]]:
     return found
 
 
+def output_of(engine: Engine, container: str) -> int:
+    """Return a descriptor of a container's output until now."""
+    _, descriptor = engine.logs(container, None, follow=False, ended=lambda *_: None)
+    return descriptor
+
+
 def said(engine: Engine, container: str, stream: int = 1) -> str:
-    return b"".join(data for number, data in records(engine.logs(container)) if number == stream).decode()
+    return b"".join(data for number, data in records(output_of(engine, container)) if number == stream).decode()
