@@ -14,11 +14,12 @@ from firewall_rules.ruleset import ElementKey, Elements
 
 P = TypeVar("P", ContainerPolicy, HostPolicy)
 
+_HOST_PARTS: tuple[Part, ...] = ("bindings", "pairs", "tunnels", "publications", "internal")
 _PARTS: Mapping[type, tuple[Part, ...]] = {
     ContainerPolicy: ("inbound", "outbound"),
     ContainerChange: ("inbound", "outbound"),
-    HostPolicy: ("bindings", "pairs", "tunnels"),
-    HostChange: ("bindings", "pairs", "tunnels"),
+    HostPolicy: _HOST_PARTS,
+    HostChange: _HOST_PARTS,
 }
 
 _Group = dict[tuple[Part, Hashable], Item]
@@ -31,7 +32,7 @@ class SetChange:
     Attributes:
         removed: Elements that must be gone.
         added: Elements that must be there, whatever stood there before.
-        fresh: Those of `added` that are not there, as far as the book knows.
+        fresh: Those of both that are not there, as far as the book knows.
     """
 
     set_id: SetId
@@ -136,7 +137,7 @@ class Book(Generic[P]):
                 if key not in old or old[key] != ends or key in named_added.get(set_id, {})
             }
             if removed or added:
-                yield SetChange(set_id, removed, added, frozenset(added.keys() - old.keys()))
+                yield SetChange(set_id, removed, added, frozenset((removed | added.keys()) - old.keys()))
 
 
 def _tagged(groups: Iterable[_Group]) -> Iterable[tuple[Part, Item]]:

@@ -12,9 +12,17 @@ from typing import TypeVar
 import attrs
 
 from firewall_rules.elements import item_key
-from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding, TunnelPolicy
+from firewall_rules.policy import (
+    ContainerPolicy,
+    HostPolicy,
+    Opening,
+    Pair,
+    PortBinding,
+    Publication,
+    TunnelPolicy,
+)
 
-_T = TypeVar("_T", Opening, Pair, PortBinding, TunnelPolicy)
+_T = TypeVar("_T", Opening, Pair, PortBinding, TunnelPolicy, Publication, str)
 
 
 @attrs.frozen
@@ -37,6 +45,10 @@ class HostChange:
     pairs_removed: tuple[Pair, ...] = ()
     tunnels: tuple[TunnelPolicy, ...] = ()
     tunnels_removed: tuple[TunnelPolicy, ...] = ()
+    publications: tuple[Publication, ...] = ()
+    publications_removed: tuple[Publication, ...] = ()
+    internal: tuple[str, ...] = ()
+    internal_removed: tuple[str, ...] = ()
 
 
 def change_container(policy: ContainerPolicy, change: ContainerChange) -> ContainerPolicy:
@@ -55,6 +67,8 @@ def change_host(policy: HostPolicy, change: HostChange) -> HostPolicy:
         bindings=_merged(policy.bindings, change.bindings_removed, change.bindings),
         pairs=_merged(policy.pairs, change.pairs_removed, change.pairs),
         tunnels=_merged(policy.tunnels, change.tunnels_removed, change.tunnels),
+        publications=_merged(policy.publications, change.publications_removed, change.publications),
+        internal=_merged(policy.internal, change.internal_removed, change.internal),
     )
 
 

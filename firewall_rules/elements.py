@@ -1,4 +1,4 @@
-"""Which elements of which sets stand for a policy's openings, pairs, bindings and tunnels; pure.
+"""Which elements of which sets stand for a policy's openings, pairs, bindings and so on; pure.
 
 The sets are declared in `firewall_rules.compile_container` and `firewall_rules.compile_host`. Elements of
 different groups never depend on each other, so a change looks at the groups it touches and at nothing else.
@@ -10,14 +10,15 @@ from collections.abc import Hashable, Iterable, Mapping
 from socket import inet_aton
 from typing import Literal
 
-from firewall_rules.policy import Opening, Pair, PortBinding, TunnelPolicy
+from firewall_rules.policy import Opening, Pair, PortBinding, Publication, TunnelPolicy
 from firewall_rules.ruleset import ElementKey, Elements
 
 PROTOCOLS: Mapping[str, str] = {"tcp": "6", "udp": "17", "gre": "47", "vxlan": "17"}
 """IANA's protocol numbers of what openings and encapsulations are carried by."""
 
-Item = Opening | Pair | PortBinding | TunnelPolicy
-Part = Literal["inbound", "outbound", "bindings", "pairs", "tunnels"]
+Item = Opening | Pair | PortBinding | TunnelPolicy | Publication | str
+"""What elements stand for; a text is an address that is internal."""
+Part = Literal["inbound", "outbound", "bindings", "pairs", "tunnels", "publications", "internal"]
 """The field of a policy that an item is in."""
 SetId = tuple[str, str]
 """A set by its table's family and its own name."""
@@ -34,6 +35,10 @@ def item_key(item: Item) -> Hashable:
             return item.device
         case TunnelPolicy():
             return item.block
+        case Publication():
+            return item.protocol, item.host_address, item.host_port
+        case str():
+            return item
 
 
 def group_of(part: Part, item: Item) -> Hashable:
@@ -41,7 +46,7 @@ def group_of(part: Part, item: Item) -> Hashable:
     match item:
         case Opening():
             return part, item.peer
-        case TunnelPolicy():
+        case TunnelPolicy() | Publication():
             return part
         case _:
             return part, item_key(item)
@@ -78,6 +83,10 @@ def _elements(part: Part, item: Item) -> Iterable[tuple[SetId, ElementKey, float
             return [(("bridge", "bindings"), (item.device, item.mac, item.address), None)]
         case TunnelPolicy():
             return [(("inet", name), key, None) for name, key in _of_tunnel(item)]
+        case Publication():
+            return [(set_id, key, None) for set_id, key in _of_publication(item)]
+        case str():
+            return [((family, "internal"), (item,), None) for family in ("bridge", "inet")]
 
 
 def _number(address: str) -> str:
@@ -101,6 +110,7 @@ def _of_opening(way: str, opening: Opening) -> Iterable[tuple[SetId, ElementKey,
 
 def _of_tunnel(tunnel: TunnelPolicy) -> Iterable[tuple[str, ElementKey]]:
     yield "tunnels", (tunnel.device, tunnel.block)
+    yield "nodes", (tunnel.outer,)
     match tunnel.encapsulation:
         case "gre":
             yield "encapsulations", (PROTOCOLS["gre"],)
@@ -111,3 +121,14 @@ def _of_tunnel(tunnel: TunnelPolicy) -> Iterable[tuple[str, ElementKey]]:
         case "direct":
             yield "direct_sources", (tunnel.device, tunnel.block)
             yield "direct", (tunnel.device, tunnel.mac, tunnel.block)
+
+
+def _of_publication(item: Publication) -> Iterable[tuple[SetId, ElementKey]]:
+    protocol, host_port, port = PROTOCOLS[item.protocol], str(item.host_port), str(item.port)
+    leads_to = item.address, port
+    if item.host_address:
+        yield ("inet", "publications_at"), (item.host_address, protocol, host_port, *leads_to)
+    else:
+        yield ("inet", "publications"), (protocol, host_port, *leads_to)
+    yield ("inet", "published"), (protocol, host_port, *leads_to)
+    yield ("bridge", "publishers"), (item.address, protocol)

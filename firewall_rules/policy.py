@@ -89,7 +89,9 @@ class ContainerPolicy:
             or leaves by a link of group `names.OVERLAY_GROUP` is held to this policy. Otherwise everything
             but loopback is.
         internet: Whether what is not in `closed` is open at all.
-        published: What the outside may open to this container, by its node.
+        published: What the outside may open to this container, by its node: the bridge's address, which
+            stands for the node itself, and whoever is not in the network of `closed` that `gateway` is in,
+            which is the supernet.
     """
 
     address: str
@@ -166,7 +168,7 @@ class HostPolicy:
         tunnels: One per peer node.
         vxlan_port: UDP port of VXLAN on this node.
         publications: Ports of the node that lead to containers.
-        internal: Addresses of containers for which the internet is closed.
+        internal: Addresses of containers for which the internet is closed, and publications too.
     """
 
     bridge: str

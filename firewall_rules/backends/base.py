@@ -127,7 +127,7 @@ class Passages(Protocol):
     """
 
     def read(self) -> Mapping[Variant, bool]:
-        """Return whether our rule stands in DOCKER-USER, once and first; only variants that have the chain."""
+        """Return whether our rule stands in DOCKER-USER, once and first, of variants that have the chain."""
 
     def open(self, variant: Variant) -> None:
         """Put the rule first in the chain, once. No error where there is no such chain (any more).

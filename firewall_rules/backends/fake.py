@@ -8,12 +8,12 @@ every write; what it raises stands for a crash at that point, before or after th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Literal
 
 import attrs
 
-from firewall_rules.backends.base import FirewallError
+from firewall_rules.backends.base import FirewallError, Variant
 from firewall_rules.change import (
     ContainerChange,
     HostChange,
@@ -22,10 +22,20 @@ from firewall_rules.change import (
     live_container,
     live_host,
 )
-from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding, TunnelPolicy
+from firewall_rules.policy import (
+    ContainerPolicy,
+    HostPolicy,
+    Opening,
+    Pair,
+    PortBinding,
+    Publication,
+    TunnelPolicy,
+)
 
 HOST_KEY = "host"
 """What stands for the key in the writes and hooks of a `FakeHostBackend`."""
+OUR_RULE = "netctl"
+"""What stands for our rule in the chains of a `FakePassages`."""
 
 Hook = Callable[[str, str, Literal["before", "after"]], None]
 
@@ -212,6 +222,10 @@ class FakeHostBackend(_Faults):
         pairs_removed: Sequence[Pair] = (),
         tunnels: Sequence[TunnelPolicy] = (),
         tunnels_removed: Sequence[TunnelPolicy] = (),
+        publications: Sequence[Publication] = (),
+        publications_removed: Sequence[Publication] = (),
+        internal: Sequence[str] = (),
+        internal_removed: Sequence[str] = (),
     ) -> None:
         """Change elements; refused where there are no tables."""
         policy = self.table.host
@@ -224,6 +238,10 @@ class FakeHostBackend(_Faults):
             tuple(pairs_removed),
             tuple(tunnels),
             tuple(tunnels_removed),
+            tuple(publications),
+            tuple(publications_removed),
+            tuple(internal),
+            tuple(internal_removed),
         )
 
         def change() -> None:
@@ -267,3 +285,43 @@ class FakeHostBackend(_Faults):
         if self.table.host is not None:
             self.table.host = change_host(self.table.host, change)
         self.table.generation += 1
+
+
+@attrs.define
+class FakePassages(_Faults):
+    """Chains DOCKER-USER in memory. Implements `firewall_rules.backends.base.Passages`.
+
+    Attributes:
+        chains: The rules of each variant that has the chain, `OUR_RULE` among them; hand them to a second
+            fake to play a process that was started again.
+    """
+
+    chains: MutableMapping[Variant, list[str]] = attrs.field(factory=dict)
+    _table: FakeTable = attrs.field(factory=FakeTable)
+
+    def read(self) -> Mapping[Variant, bool]:
+        """Return whether our rule stands once and first."""
+        return {
+            variant: rules[:1] == [OUR_RULE] and rules.count(OUR_RULE) == 1
+            for variant, rules in self.chains.items()
+        }
+
+    def open(self, variant: Variant) -> None:
+        """Put the rule first, once."""
+        if variant in self.chains:
+            self._set(variant, "open", [OUR_RULE])
+
+    def close(self, variant: Variant) -> None:
+        """Take the rule out."""
+        if OUR_RULE in self.chains.get(variant, ()):
+            self._set(variant, "close", [])
+
+    def flush(self, variant: Variant) -> None:
+        """Drift: Docker makes its chain anew, as after its start or firewalld's."""
+        self.chains[variant] = ["return"]
+
+    def _set(self, variant: Variant, verb: str, first: list[str]) -> None:
+        def change() -> None:
+            self.chains[variant] = first + [rule for rule in self.chains[variant] if rule != OUR_RULE]
+
+        self._write(verb, variant, self._table, change)

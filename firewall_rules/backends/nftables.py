@@ -21,6 +21,7 @@ from firewall_rules.policy import (
     Opening,
     Pair,
     PortBinding,
+    Publication,
     TunnelPolicy,
 )
 from firewall_rules.ruleset import Ruleset
@@ -135,6 +136,10 @@ class NftablesHostBackend:
         pairs_removed: Sequence[Pair] = (),
         tunnels: Sequence[TunnelPolicy] = (),
         tunnels_removed: Sequence[TunnelPolicy] = (),
+        publications: Sequence[Publication] = (),
+        publications_removed: Sequence[Publication] = (),
+        internal: Sequence[str] = (),
+        internal_removed: Sequence[str] = (),
     ) -> None:
         """Change elements in one transaction."""
         self._keeper.update(
@@ -146,6 +151,10 @@ class NftablesHostBackend:
                 tuple(pairs_removed),
                 tuple(tunnels),
                 tuple(tunnels_removed),
+                tuple(publications),
+                tuple(publications_removed),
+                tuple(internal),
+                tuple(internal_removed),
             ),
         )
 
