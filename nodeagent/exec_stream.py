@@ -1,4 +1,4 @@
-"""One command that runs in a container for a user: its pipes or terminal on one side, messages on the other.
+"""One command, or one copy, for a user: its pipes or terminal on one side, messages on the other.
 
     broker --StreamData(0)--> feed --> stdin            (credit goes back as it is written)
     broker <--StreamData(1,2)-- pump <-- stdout, stderr     (no further than the window)
@@ -38,7 +38,8 @@ class Exec:
     Args:
         stream: The stream's id.
         handle: The helper's name for the command.
-        descriptors: With a terminal its master; else stdin, stdout and stderr. Closed with this object.
+        descriptors: With a terminal its master; else stdin, stdout and stderr, -1 for one that it has not,
+            as a copy. Closed with this object.
         send: Sends one message to the broker.
     """
 
@@ -48,10 +49,11 @@ class Exec:
         self._send = send
         self._terminal = len(descriptors) == 1
         self._stdin = descriptors[0]
-        self._outputs: dict[int, Literal[1, 2]] = (
+        channels: dict[int, Literal[1, 2]] = (
             {descriptors[0]: 1} if self._terminal else {descriptors[1]: 1, descriptors[2]: 2}
         )
-        for descriptor in descriptors:
+        self._outputs = {descriptor: channel for descriptor, channel in channels.items() if descriptor >= 0}
+        for descriptor in {self._stdin, *self._outputs} - {-1}:
             os.set_blocking(descriptor, False)
         self._window = CREDIT
         self._input: deque[bytes] = deque()

@@ -49,34 +49,38 @@ class OutputReader:
                     continue
                 return []
             self._position += len(chunk)
-            self._buffer += chunk
-            pieces = self._pieces()
+            pieces, self._buffer = split_records(self._buffer + chunk)
             if pieces:
                 return pieces
-
-    def _pieces(self) -> list[Piece]:
-        pieces: list[Piece] = []
-        buffer, offset = self._buffer, 0
-        while len(buffer) - offset >= _HEAD.size:
-            stream, length = _HEAD.unpack_from(buffer, offset)
-            if stream == 0:
-                # Given back while we read: zeros up to the oldest record that is left.
-                rest = buffer[offset:].lstrip(b"\0")
-                offset = len(buffer) - len(rest)
-                continue
-            if stream > 2 or length > MAX_RECORD:  # noqa: PLR2004 - stdout and stderr
-                raise KernelError("the container's kept output is damaged")
-            end = offset + _HEAD.size + length
-            if end > len(buffer):
-                break
-            _append(pieces, stream, buffer[offset + _HEAD.size : end])
-            offset = end
-        self._buffer = buffer[offset:]
-        return pieces
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+
+def split_records(buffer: bytes) -> tuple[list[Piece], bytes]:
+    """Return the pieces of the whole records in `buffer`, and what is left of it.
+
+    Raises:
+        KernelError: They are no records.
+    """
+    pieces: list[Piece] = []
+    offset = 0
+    while len(buffer) - offset >= _HEAD.size:
+        stream, length = _HEAD.unpack_from(buffer, offset)
+        if stream == 0:
+            # Given back while we read: zeros up to the oldest record that is left.
+            rest = buffer[offset:].lstrip(b"\0")
+            offset = len(buffer) - len(rest)
+            continue
+        if stream > 2 or length > MAX_RECORD:  # noqa: PLR2004 - stdout and stderr
+            raise KernelError("the container's kept output is damaged")
+        end = offset + _HEAD.size + length
+        if end > len(buffer):
+            break
+        _append(pieces, stream, buffer[offset + _HEAD.size : end])
+        offset = end
+    return pieces, buffer[offset:]
 
 
 def _append(pieces: list[Piece], stream: int, data: bytes) -> None:

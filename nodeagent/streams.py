@@ -1,4 +1,4 @@
-"""Streams between users and this node's containers: commands run in them, and their output.
+"""Streams between users and this node's containers: commands run in them, files copied, their output.
 
 Every turn is short: one slice of one descriptor, then the next one's, so that a user who reads a lot of
 output holds up nobody's connection.
@@ -6,12 +6,13 @@ output holds up nobody's connection.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from netctl.errors import NetctlError, ProtocolError
+from netctl.errors import KernelError, NetctlError, ProtocolError
 from netctl.wire.messages import (
+    NodeOpenAdopt,
+    NodeOpenCopy,
     NodeOpenExec,
     NodeOpenLogs,
     StreamCredit,
@@ -19,92 +20,13 @@ from netctl.wire.messages import (
     StreamEnd,
     StreamResize,
 )
-from nodeagent.exec_stream import CHUNK, CREDIT, MAX_WINDOW, Exec, Send
+from nodeagent.exec_stream import Exec, Send
 from nodeagent.helper_client import Helper
-from nodeagent.helper_messages import ExecEnded, OpenExec
-from nodeagent.output_reader import OutputReader, Piece, Tail
+from nodeagent.helper_messages import Adopt, ExecEnded, OpenCopy, OpenExec, OpenLogs
+from nodeagent.log_streams import Logs, PipedLogs
+from nodeagent.output_reader import OutputReader
 
 MAX_STREAMS: Final = 256
-FOLLOW_SECONDS: Final = 0.1
-"""Seconds between two looks for more output that is followed."""
-
-
-class Logs:
-    """A container's output on its way to a user.
-
-    Args:
-        stream: The stream's id.
-        reader: At the beginning of the output.
-        tail: Only so many last lines; None: all.
-        goes_on: Tells whether more may come, so that it is waited for.
-        send: Sends one message to the broker.
-    """
-
-    def __init__(
-        self,
-        stream: int,
-        reader: OutputReader,
-        *,
-        tail: int | None,
-        goes_on: Callable[[], bool],
-        send: Send,
-    ) -> None:
-        self.stream = stream
-        self.over = False
-        self._reader = reader
-        self._tail = None if tail is None else Tail(tail)
-        self._goes_on = goes_on
-        self._send = send
-        self._window = CREDIT
-        self._waiting: deque[Piece] = deque()
-        self._look_at = 0.0
-
-    def credit(self, message: StreamCredit) -> None:
-        """The user has consumed output."""
-        self._window = min(MAX_WINDOW, self._window + message.credit)
-
-    def deadline(self, now: float) -> float | None:
-        """Return when `pump` has something to do (monotonic seconds); None: once there is credit."""
-        if self._window <= 0 and self._tail is None:
-            return None
-        return max(now, self._look_at)
-
-    def pump(self, now: float) -> None:
-        """Send, or look for, one slice of output."""
-        if now < self._look_at:
-            return
-        if not self._waiting:
-            # Asked before reading: what was written before the end is read after it.
-            goes_on = self._goes_on()
-            pieces = self._reader.read()
-            if self._tail is not None:
-                if pieces:
-                    self._tail.feed(pieces)
-                    return
-                pieces, self._tail = self._tail.lines(), None
-            elif not pieces:
-                self._rest(now, goes_on=goes_on)
-                return
-            self._waiting.extend(pieces)
-        while self._waiting and self._window > 0:
-            channel, data = self._waiting.popleft()
-            sendable = min(len(data), self._window, CHUNK)
-            if sendable < len(data):
-                self._waiting.appendleft((channel, data[sendable:]))
-            self._window -= sendable
-            self._send(StreamData(self.stream, 1 if channel == 1 else 2, data[:sendable]))
-
-    def _rest(self, now: float, *, goes_on: bool) -> None:
-        if goes_on:
-            self._look_at = now + FOLLOW_SECONDS
-            return
-        self._send(StreamEnd(self.stream, 0))
-        self.over = True
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._reader.close()
 
 
 class Streams:
@@ -118,11 +40,13 @@ class Streams:
     def __init__(self, send: Send, runs: Callable[[str], bool]) -> None:
         self._send = send
         self._runs = runs
-        self._execs: dict[int, Exec] = {}
+        self._execs: dict[int, Exec | PipedLogs] = {}
         self._logs: dict[int, Logs] = {}
+        # Streams whose container is being adopted, with the helper's handles: nothing flows on them.
+        self._adoptions: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._execs) + len(self._logs)
+        return len(self._execs) + len(self._logs) + len(self._adoptions)
 
     def open_exec(self, message: NodeOpenExec, helper: Helper) -> None:
         """Run a command in a container.
@@ -148,6 +72,40 @@ class Streams:
             return
         self._execs[message.stream] = Exec(message.stream, handle, descriptors, self._send)
 
+    def open_copy(self, message: NodeOpenCopy, helper: Helper) -> None:
+        """Copy files out of a container or into it.
+
+        Raises:
+            UnavailableError: The helper is gone.
+        """
+        if not self._has_room(message.stream):
+            return
+        try:
+            handle, descriptor = helper.open_copy(
+                OpenCopy(message.container, message.path, message.direction)
+            )
+        except NetctlError as error:
+            self._refuse(message.stream, error)
+            return
+        descriptors = (-1, descriptor, -1) if message.direction == "out" else (descriptor, -1, -1)
+        self._execs[message.stream] = Exec(message.stream, handle, descriptors, self._send)
+
+    def open_adopt(self, message: NodeOpenAdopt, helper: Helper, block: str) -> None:
+        """Have Docker connect a container to our network, which is made with the node's `block`.
+
+        At the end StreamEnd says, with exit code 0, Docker's whole id of the container, or, without an exit
+        code, why it was not done.
+
+        Raises:
+            UnavailableError: The helper is gone.
+        """
+        if not self._has_room(message.stream):
+            return
+        try:
+            self._adoptions[message.stream] = helper.adopt(Adopt(message.container, block))
+        except NetctlError as error:
+            self._refuse(message.stream, error)
+
     def open_logs(self, message: NodeOpenLogs, helper: Helper) -> None:
         """Send a container's output.
 
@@ -157,9 +115,12 @@ class Streams:
         if not self._has_room(message.stream):
             return
         try:
-            descriptor = helper.open_logs(message.container)
+            handle, descriptor = helper.open_logs(OpenLogs(message.container, message.tail, message.follow))
         except NetctlError as error:
             self._refuse(message.stream, error)
+            return
+        if handle:
+            self._execs[message.stream] = PipedLogs(message.stream, handle, descriptor, self._send)
             return
         self._logs[message.stream] = Logs(
             message.stream,
@@ -170,7 +131,7 @@ class Streams:
         )
 
     def _has_room(self, stream: int) -> bool:
-        if stream in self._execs or stream in self._logs:
+        if stream in self._execs or stream in self._logs or stream in self._adoptions:
             return False
         if len(self) >= MAX_STREAMS:
             self._send(StreamEnd(stream, message=f"this node has {MAX_STREAMS} streams already; end some"))
@@ -201,10 +162,14 @@ class Streams:
             logs.credit(message)
 
     def exec_ended(self, event: ExecEnded) -> None:
-        """A command is over."""
+        """A command, a copy, a reading or an adoption is over."""
         for running in self._execs.values():
             if running.handle == event.handle:
                 running.ended(event)
+        for stream, handle in list(self._adoptions.items()):
+            if handle == event.handle:
+                del self._adoptions[stream]
+                self._send(StreamEnd(stream, None if event.exit_code else 0, event.message))
 
     def readers(self) -> list[int]:
         """Return the descriptors to poll for reading."""
@@ -225,7 +190,12 @@ class Streams:
         """Move what can be moved."""
         readable, writable = set(readable), set(writable)
         for running in list(self._execs.values()):
-            running.pump(readable, writable)
+            try:
+                running.pump(readable, writable)
+            except KernelError as error:
+                # The engine hears of it by its pipe.
+                self._refuse(running.stream, error)
+                self._drop(running.stream, None)
             if running.over:
                 del self._execs[running.stream]
         for logs in list(self._logs.values()):
@@ -239,7 +209,7 @@ class Streams:
 
     def end_execs(self, reason: str) -> None:
         """The helper is gone, and with it every command's ending."""
-        for stream in list(self._execs):
+        for stream in [*self._execs, *self._adoptions]:
             self._send(StreamEnd(stream, message=reason))
             self._drop(stream, None)
 
@@ -249,13 +219,15 @@ class Streams:
         Raises:
             UnavailableError: The helper is gone.
         """
-        for stream in [*self._execs, *self._logs]:
+        for stream in [*self._execs, *self._logs, *self._adoptions]:
             self._drop(stream, helper)
 
     def _drop(self, stream: int, helper: Helper | None) -> None:
         logs = self._logs.pop(stream, None)
         if logs is not None:
             logs.close()
+        # A container that is being adopted stays so: its user may have gone, its network is half there.
+        self._adoptions.pop(stream, None)
         running = self._execs.pop(stream, None)
         if running is not None:
             running.close()
@@ -263,7 +235,7 @@ class Streams:
                 helper.kill_exec(running.handle)
 
 
-def _hear(running: Exec, message: StreamData | StreamCredit | StreamResize) -> None:
+def _hear(running: Exec | PipedLogs, message: StreamData | StreamCredit | StreamResize) -> None:
     if isinstance(message, StreamData):
         running.feed(message)
     elif isinstance(message, StreamCredit):

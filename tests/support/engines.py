@@ -186,4 +186,5 @@ def output_of(engine: Engine, container: str) -> int:
 
 
 def said(engine: Engine, container: str, stream: int = 1) -> str:
-    return b"".join(data for number, data in records(output_of(engine, container)) if number == stream).decode()
+    kept = records(output_of(engine, container))
+    return b"".join(data for number, data in kept if number == stream).decode()

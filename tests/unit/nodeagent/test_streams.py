@@ -15,9 +15,9 @@ from netctl.errors import KernelError, ProtocolError
 from netctl.wire.messages import Message, StreamCredit, StreamData, StreamEnd, StreamResize
 from nodeagent.exec_stream import CREDIT, Exec
 from nodeagent.helper_messages import ExecEnded
+from nodeagent.log_streams import FOLLOW_SECONDS, Logs
 from nodeagent.output_reader import MAX_RECORD, OutputReader, Tail
 from nodeagent.shim_output import Output, open_at_first_record
-from nodeagent.streams import FOLLOW_SECONDS, Logs
 
 
 class Playing:
