@@ -11,7 +11,7 @@ import typer
 
 from netctl.cli import output, target
 from netctl.cli.options import JsonOption, LabOption, examples
-from netctl.errors import UsageError
+from netctl.errors import RefusedError, UsageError
 from netctl.lab import registry
 from netctl.lab.topology import MAX_MTU, MAX_NODES, MIN_MTU, Wish
 
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
     group.command(
         "up",
         epilog=examples(
-            "netctl lab up", "netctl lab up --nodes 5", "netctl lab up --dir /srv/lab --mtu 9000"
+            "netctl lab up", "netctl lab up --nodes 5 --docker", "netctl lab up --dir /srv/lab --mtu 9000"
         ),
     )(up)
     group.command("down", epilog=examples("netctl lab down"))(down)
@@ -41,6 +41,16 @@ def register(app: typer.Typer) -> None:
         "shell",
         epilog=examples("netctl lab shell n1", "netctl lab shell n1 -- ip route", "netctl lab shell broker"),
     )(shell)
+    group.command(
+        "docker",
+        # What follows the node is Docker's, its options too.
+        context_settings={"ignore_unknown_options": True},
+        epilog=examples(
+            "netctl lab docker n1 -- network create -d netctl --ipam-driver netctl demo",
+            "netctl lab docker n1 -- ps",
+            "docker save busybox | netctl lab docker n1 -- load",
+        ),
+    )(docker)
     app.add_typer(group, name="lab")
 
 
@@ -86,6 +96,9 @@ def up(
             "--mtu", metavar="BYTES", min=MIN_MTU, max=MAX_MTU, help="Of the underlay.", show_default="1500"
         ),
     ] = None,
+    docker: Annotated[
+        bool, typer.Option("--docker", help="Give every node a Docker engine of its own.")
+    ] = False,
     directory: DirOption = None,
     outside: Annotated[bool, typer.Option("--outside", hidden=True)] = False,
     as_json: JsonOption = False,
@@ -99,7 +112,7 @@ def up(
 
     # Without --dir it is the default lab, whichever others are up.
     place = _wanted(context, directory) or str(registry.DEFAULT_LAB)
-    wish = Wish(nodes, encapsulation, firewall, mtu, outside or None)
+    wish = Wish(nodes, encapsulation, firewall, mtu, outside or None, docker or None)
     try:
         result = runner.up(place, wish, _tell)
     except KeyboardInterrupt:
@@ -141,7 +154,7 @@ def status(
     spec = result.spec
     typer.echo(
         f"lab {result.directory}: {spec.nodes} nodes, encapsulation {spec.encapsulation}, "
-        f"firewall {spec.firewall}, underlay MTU {spec.mtu}"
+        f"firewall {spec.firewall}, underlay MTU {spec.mtu}{', with Docker' if spec.docker else ''}"
     )
     for process in result.processes:
         typer.echo(
@@ -177,3 +190,30 @@ def shell(
     place = _directory(context, directory, lab)
     argv = runner.shell_command(place, host, command or [])
     os.execvpe(argv[0], argv, {**os.environ, "NETCTL_LAB": place})  # noqa: S606 - a shell is what was asked for
+
+
+def docker(
+    context: typer.Context,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="n1, n2 ...", show_default=False)],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGS", help="Of docker(1); put -- before them.", show_default=False),
+    ] = None,
+    directory: DirOption = None,
+    lab: LabOption = None,
+) -> None:
+    """Run Docker's own command line against the engine of one node of a lab.
+
+    The nodes reach no registry: load images, or import them.
+    """
+    # Imported here since it needs the sockets' library.
+    from netctl.lab import runner  # noqa: PLC0415 - see above
+
+    place = _directory(context, directory, lab)
+    argv, environment = runner.docker_command(place, node, arguments or [])
+    try:
+        os.execvpe(argv[0], argv, {**os.environ, **environment})  # noqa: S606 - it takes this program's place
+    except FileNotFoundError:
+        raise RefusedError(
+            "Docker's command line is not installed here", "install docker.io, or docker-cli"
+        ) from None

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 import netctl
+from netctl.lab import mounts
 from netctl.lab.topology import Program
 
 NOBODY = 65534
@@ -50,12 +51,26 @@ def inside(namespace: str, argv: Iterable[str]) -> list[str]:
     return ["nsenter", f"--net={NETNS / namespace}", "--", *argv]
 
 
-def command(program: Program, user: int) -> list[str]:
-    """Return the whole command that starts a program of the lab."""
-    argv = [program_path(program.argv[0]), *program.argv[1:]]
+def within(program: Program, argv: Iterable[str], keeper: int | None) -> list[str]:
+    """Return the command that runs `argv` where a program of the lab belongs.
+
+    Args:
+        program: Which.
+        argv: Its own command, or another one.
+        keeper: A process in the private mount namespace of the program's node; None: there is none.
+    """
+    if program.mounts and keeper is not None:
+        return mounts.inside(keeper, argv)
+    return inside(program.namespace, argv)
+
+
+def command(program: Program, user: int, keeper: int | None = None) -> list[str]:
+    """Return the whole command that starts a program of the lab; see `within`."""
+    own = program.argv[0].startswith(("netctl", "nodeagent"))
+    argv = [program_path(program.argv[0]) if own else program.argv[0], *program.argv[1:]]
     if program.confined:
         identity = [f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
         argv = [
             "setpriv", *identity, "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--", *argv,
         ]  # fmt: skip
-    return inside(program.namespace, argv)
+    return within(program, argv, keeper)

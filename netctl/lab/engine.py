@@ -47,6 +47,11 @@ class EngineFiles:
         """The engine's process id."""
         return self.root / "docker.pid"
 
+    @property
+    def longest_socket(self) -> str:
+        """The one of its sockets, and its containerd's, whose path is the longest."""
+        return str(self.exec_root / "containerd" / "containerd-debug.sock")
+
 
 def engine_argv(files: EngineFiles, cgroup: str) -> tuple[str, ...]:
     """Return the command line of an engine.

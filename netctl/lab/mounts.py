@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from netctl.lab import registry
-
 FOLDERS: Final = (Path("/run/docker"), Path("/run/containerd"), Path("/etc/docker"), Path("/opt/containerd"))
 """Plugins' sockets; containerd's shims' sockets; the engine's key; containerd's own programs."""
-MARK: Final = registry.RUNTIME / "mount-points"
+MARK: Final = Path("/run/netctl/mount-points")
 """Names those of them that were not there before the first lab, one a line."""
+HOLD: Final = ("sleep", "infinity")
 _SCRIPT: Final = (
-    'for folder; do mount -t tmpfs -o mode=755 netctl-lab "$folder" || exit; done; exec sleep infinity'
+    'for folder; do mount -t tmpfs -o mode=755 netctl-lab "$folder" || exit; done; exec ' + " ".join(HOLD)
 )
-_KEEPER: Final = "sleep"
+DRIVER_SOCKET: Final = "/run/docker/plugins/netctl.sock"
+"""Where Docker looks for the driver (https://docs.docker.com/engine/extend/plugin_api/)."""
 
 
 def prepare() -> None:
@@ -48,6 +49,8 @@ def forget() -> None:
         with contextlib.suppress(OSError):
             folder.rmdir()
     MARK.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        MARK.parent.rmdir()
 
 
 def _mounted_somewhere() -> set[Path]:
@@ -72,10 +75,16 @@ def keeper_argv() -> tuple[str, ...]:
 def kept(pid: int) -> bool:
     """Return whether the keeper has its mounts in place."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() == _KEEPER
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() == HOLD[0]
     return False
 
 
-def inside(pid: int, argv: Iterable[str]) -> Sequence[str]:
+def has_driver(pid: int) -> bool:
+    """Return whether, as a process in the namespace sees it, somebody serves the driver's socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(f"/proc/{pid}/root{DRIVER_SOCKET}") == 0
+
+
+def inside(pid: int, argv: Iterable[str]) -> list[str]:
     """Return the command that runs `argv` in the network and mount namespaces of a process."""
     return ["nsenter", f"--target={pid}", "--net", "--mount", "--", *argv]

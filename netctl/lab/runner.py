@@ -1,4 +1,4 @@
-"""Makes what `netctl.lab.topology` plans, starts and ends its processes, and leaves nothing behind.
+"""Makes what `netctl.lab.topology` plans, starts its processes, and says how it is.
 
 Wiring:
 
@@ -6,18 +6,16 @@ Wiring:
                        |
                        +--------> spawn broker ---------> its socket answers
                        |
-                       +--------> for each node: invite -> nodeagent join -> spawn its agent
+                       +--------> for each node: with Docker: its mount namespace, driver and engine;
+                                      invite -> nodeagent join -> spawn its agent
                                       ................. the broker says that all are ready
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import subprocess
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import attrs
@@ -26,16 +24,14 @@ import msgspec
 from netctl.client import Client
 from netctl.enrolment import enrol
 from netctl.errors import NetctlError, NotFoundError, RefusedError, UnavailableError
-from netctl.lab import confine, network, processes, registry, topology
-from netctl.lab.processes import ProcessId
-from netctl.lab.topology import LabSpec, Topology, Wish
+from netctl.lab import clearing, confine, engine, mounts, network, processes, registry, topology
+from netctl.lab.hosts import Hosts, replace
+from netctl.lab.topology import LabSpec, Program, Topology, Wish
 from netctl.lab.waiting import Tell, Wait
 from netctl.wire import identity, invite
 from netctl.wire.messages import CreateInvite, InviteCreated, ListNodes, NodeList, NodeView
-from nodeagent.engine.cgroups import Cgroups
 
-PROCESSES_FILE = "processes.json"
-LOG_LINES = 12
+ENGINE_TIMEOUT = 30.0
 START_TIMEOUT = 10.0
 READY_TIMEOUT = 30.0
 
@@ -49,7 +45,7 @@ class Running:
     """One process of a lab, for `netctl lab status`.
 
     Attributes:
-        name: ``broker``, a node's name, or ``n1 helper`` for its privileged child.
+        name: ``broker``, a node's name, or with another word, as ``n1 helper`` for its privileged child.
         pid: None: it is not running.
     """
 
@@ -121,7 +117,8 @@ def down(directory: str, tell: Tell = _silent) -> None:
     if spec is None:
         raise NotFoundError(f"there is no lab in {directory}", "see which are up with `netctl lab status`")
     with registry.registered(directory) as file:
-        _Lab(topology.plan(spec), tell).down()
+        planned = topology.plan(spec)
+        clearing.clear(planned, Hosts(planned, tell), tell)
         registry.forget(file)
 
 
@@ -154,12 +151,40 @@ def shell_command(directory: str, host: str, argv: Sequence[str]) -> list[str]:
     }
     if host not in namespaces:
         raise NotFoundError(f"the lab has no host {host[:80]!r}", f"it has {', '.join(namespaces)}")
-    return confine.inside(namespaces[host], argv or [os.environ.get("SHELL", "/bin/sh")])
+    command = argv or [os.environ.get("SHELL", "/bin/sh")]
+    keeper = Hosts(planned, _silent).keeper(host)
+    return confine.inside(namespaces[host], command) if keeper is None else mounts.inside(keeper, command)
+
+
+def docker_command(directory: str, node: str, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return Docker's command line for a node's engine, and what its environment must have.
+
+    Raises:
+        NotFoundError: There is no such lab, or no such node in it.
+        RefusedError: No root, or the lab has no engines.
+    """
+    _need_root()
+    spec = _load_spec(directory)
+    if spec is None:
+        raise NotFoundError(f"there is no lab in {directory}", "start one with `netctl lab up --docker`")
+    nodes = topology.plan(spec).nodes
+    if node not in nodes:
+        raise NotFoundError(f"the lab has no node {node[:80]!r}", f"it has {', '.join(nodes)}")
+    if not spec.docker:
+        raise RefusedError(
+            "the nodes of this lab have no Docker",
+            "take it down, and bring it up with `netctl lab up --docker`",
+        )
+    return ["docker", *argv], {"DOCKER_HOST": f"unix://{topology.engine_files(spec.root, node).socket}"}
 
 
 def _need_root() -> None:
     if os.geteuid() != 0:
         raise RefusedError("a lab needs root, for its network namespaces", "run the command with sudo")
+
+
+def _hosts_of(programs: Iterable[Program]) -> set[str]:
+    return {program.host for program in programs}
 
 
 def _load_spec(directory: str) -> LabSpec | None:
@@ -179,12 +204,6 @@ def _check_empty(root: Path) -> None:
         raise RefusedError(f"{root} is not empty and holds no lab", "choose another directory with --dir")
 
 
-def _replace(file: Path, data: bytes) -> None:
-    fresh = file.with_name(file.name + ".new")
-    fresh.write_bytes(data)
-    fresh.rename(file)
-
-
 class _Lab:
     """One lab, while a command works on it."""
 
@@ -192,41 +211,68 @@ class _Lab:
         self._plan = planned
         self._root = planned.spec.root
         self._tell = tell
-        self._recorded = self._load_processes()
+        self._hosts = Hosts(planned, tell)
 
     # --- up ------------------------------------------------------------------------------------
 
     def up(self) -> LabStatus:
         self._prepare_files()
-        missing = [name for name in self._plan.programs if not self._runs(name)]
+        programs = self._plan.programs.values()
+        missing = [program for program in programs if self._hosts.process(program.name) is None]
         network.prepare(
-            self._plan, [name for name in self._plan.hosts if name in missing or name == "outside"]
+            self._plan, [name for name in self._plan.hosts if name == "outside" or name in _hosts_of(missing)]
         )
-        if "broker" in missing:
-            self._start("broker")
+        if any(program.name == "broker" for program in missing):
+            self._hosts.start("broker", self._prepare_broker())
         with self._client() as client:
-            for name in (name for name in missing if name != "broker"):
+            for program in missing:
                 # One after the other, so that n1 has the first block, n2 the second; the agents that have
                 # joined come up meanwhile.
-                if not self._joined(name):
-                    self._join(client, name)
-                self._start(name)
+                if program.name in self._plan.nodes and not self._joined(program.name):
+                    self._join(client, program.name)
+                if program.name != "broker":
+                    self._start(program)
+            self._wait_for_engines()
             self._wait_ready(client)
         return self.status()
+
+    def _start(self, program: Program) -> None:
+        """Start a program of a node, and wait where the next one needs it."""
+        node = program.host
+        if program.name == topology.engine_name(node):
+            # A driver's socket that is missing would cost an engine with networks of it 15 s.
+            self._wait(driver := topology.driver_name(node), self._hosts.keeper(node), mounts.has_driver)
+            self._hosts.check_runs(driver)
+            engine.prepare(topology.engine_files(self._root, node))
+        if program.name == topology.keeper_name(node):
+            mounts.prepare()
+            process = self._hosts.start_keeper(node)
+            self._wait(program.name, process.pid, mounts.kept)
+        else:
+            self._hosts.start(program.name)
+
+    def _wait(self, name: str, pid: int | None, condition: Callable[[int], bool]) -> None:
+        """Wait until `condition` holds for a process of the node."""
+        wait = Wait(self._tell, START_TIMEOUT, name)
+        while pid is None or not condition(pid):
+            self._hosts.check_runs(name)
+            if not wait.again():
+                raise self._hosts.failed(name, "did not come up")
+
+    def _wait_for_engines(self) -> None:
+        for node in self._plan.nodes if self._plan.spec.docker else ():
+            files, name = topology.engine_files(self._root, node), topology.engine_name(node)
+            wait = Wait(self._tell, ENGINE_TIMEOUT, name)
+            while not engine.answers(files):
+                self._hosts.check_runs(name)
+                if not wait.again():
+                    raise self._hosts.failed(name, "does not answer")
 
     def _prepare_files(self) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
         for folder, mode in (("log", 0o750), ("user", 0o700), *((name, 0o700) for name in self._plan.nodes)):
             (self._root / folder).mkdir(mode=mode, exist_ok=True)
-        _replace(self._root / registry.SPEC_FILE, msgspec.json.encode(self._plan.spec))
-
-    def _start(self, name: str) -> None:
-        program = self._plan.programs[name]
-        user = self._prepare_broker() if name == "broker" else 0
-        self._recorded[name] = processes.spawn(
-            confine.command(program, user), Path(program.log), _environment(program.confined)
-        )
-        _replace(self._root / PROCESSES_FILE, msgspec.json.encode(self._recorded))
+        replace(self._root / registry.SPEC_FILE, msgspec.json.encode(self._plan.spec))
 
     def _prepare_broker(self) -> int:
         """Make the broker's directory if there is none yet; return whom it runs as."""
@@ -264,14 +310,14 @@ class _Lab:
                 client = Client(identity.load(file))
                 client.connect()
             except UnavailableError:
-                self._check_runs("broker")
+                self._hosts.check_runs("broker")
                 if not wait.again():
-                    raise self._failed("broker", "does not answer") from None
+                    raise self._hosts.failed("broker", "does not answer") from None
             else:
                 return client
 
     def _joined(self, name: str) -> bool:
-        return (self._root / name / "state" / "identity").exists()
+        return topology.identity_of(self._plan, name).exists()
 
     def _join(self, client: Client, name: str) -> None:
         """Enrol a node.
@@ -283,28 +329,8 @@ class _Lab:
         if not isinstance(made, InviteCreated):
             raise UnavailableError("the broker made no invite", "see its log")
         command = {name: topology.join_command(self._plan, name, made.invite)}
-        if self._run_on_nodes(command, START_TIMEOUT, f"{name} to join")[name] != 0:
-            raise self._failed(name, "could not join")
-
-    def _run_on_nodes(
-        self, commands: Mapping[str, Sequence[str]], seconds: float, what: str
-    ) -> dict[str, int]:
-        """Run one program of ours on each of these nodes, all at once; return their exit statuses."""
-        started = {}
-        for name, argv in commands.items():
-            command = [confine.program_path(argv[0]), *argv[1:]]
-            with Path(self._plan.programs[name].log).open("ab") as log:
-                started[name] = subprocess.Popen(
-                    confine.inside(self._plan.hosts[name].namespace, command),
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(confined=False),
-                )  # fmt: skip
-        wait = Wait(self._tell, seconds, what)
-        while any(each.poll() is None for each in started.values()) and wait.again():
-            pass
-        for each in started.values():
-            if each.poll() is None:
-                each.kill()
-        return {name: each.wait() for name, each in started.items()}
+        if self._hosts.run(command, START_TIMEOUT, f"{name} to join")[name] != 0:
+            raise self._hosts.failed(name, "could not join")
 
     def _wait_ready(self, client: Client) -> None:
         wait = Wait(self._tell, READY_TIMEOUT, "the nodes to be ready")
@@ -316,83 +342,20 @@ class _Lab:
             if wanted <= ready:
                 return
             for name in sorted(wanted - ready):
-                self._check_runs(name)
+                self._hosts.check_runs(name)
             if not wait.again():
                 name = min(wanted - ready)
-                raise self._failed(name, "is not ready")
-
-    # --- down ----------------------------------------------------------------------------------
-
-    def down(self) -> None:
-        agents = [process for name, process in self._recorded.items() if name != "broker"]
-        helpers = [
-            child
-            for process in agents
-            if processes.alive(process)
-            for pid in processes.children(process.pid)
-            if (child := processes.identify(pid)) is not None
-        ]
-        left = processes.stop(agents) + processes.stop(helpers)
-        self._leave()
-        left += processes.stop(
-            [
-                *(process for name, process in self._recorded.items() if name == "broker"),
-                # A shim that outlived its agent's orderly leave, and whatever else is still inside.
-                *processes.with_argument_below(self._root, "nodeagent.shim"),
-                *processes.in_namespaces(
-                    confine.NETNS / name for name in network.own_namespaces(self._plan.spec.directory)
-                ),
-            ]
-        )
-        network.remove(self._plan.spec.directory)
-        self._remove_cgroups()
-        if left:
-            pids = ", ".join(str(process.pid) for process in left)
-            raise RefusedError(f"processes of the lab do not end: {pids}", "see what they are with ps(1)")
-        self._remove_files()
-
-    def _leave(self) -> None:
-        """Have every node take out its containers; what that leaves is ended by its pid afterwards."""
-        existing = network.namespaces()
-        commands = {
-            name: topology.leave_command(self._plan, name)
-            for name in self._plan.nodes
-            if self._joined(name) and self._plan.hosts[name].namespace in existing
-        }
-        self._run_on_nodes(commands, READY_TIMEOUT, "the nodes to take their containers out")
-
-    def _remove_cgroups(self) -> None:
-        """Take out the cgroups of containers that no agent could take out in order any more."""
-        cgroups = Cgroups()
-        for container in self._root.glob("n*/state/containers/*"):
-            cgroups.kill(container.name)
-            with contextlib.suppress(TimeoutError):
-                cgroups.remove(container.name, time.monotonic() + 2.0)
-
-    def _remove_files(self) -> None:
-        """Remove what the lab put into its directory, and the directory if that leaves it empty."""
-        for name in ("broker", "user", "log", *self._plan.nodes):
-            shutil.rmtree(self._root / name, ignore_errors=True)
-        for name in (PROCESSES_FILE, registry.SPEC_FILE):
-            (self._root / name).unlink(missing_ok=True)
-        try:
-            self._root.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise RefusedError(f"the lab's directory stays: {error}", "look at what else is in it") from error
+                raise self._hosts.failed(name, "is not ready")
 
     # --- status --------------------------------------------------------------------------------
 
     def status(self) -> LabStatus:
         running = []
         for name in self._plan.programs:
-            process = self._recorded.get(name)
-            if process is None or not processes.alive(process):
-                running.append(Running(name, None))
-                continue
-            running.append(Running(name, process.pid))
-            running += [Running(f"{name} helper", pid) for pid in processes.children(process.pid)]
+            process = self._hosts.process(name)
+            running.append(Running(name, None if process is None else process.pid))
+            if process is not None and name in self._plan.nodes:
+                running += [Running(f"{name} helper", pid) for pid in processes.children(process.pid)]
         nodes: tuple[NodeView, ...] = ()
         problem = ""
         try:
@@ -409,39 +372,3 @@ class _Lab:
             nodes=nodes,
             problem=problem,
         )
-
-    # --- processes -----------------------------------------------------------------------------
-
-    def _load_processes(self) -> dict[str, ProcessId]:
-        try:
-            data = (self._root / PROCESSES_FILE).read_bytes()
-            return msgspec.json.decode(data, type=dict[str, ProcessId])
-        except FileNotFoundError:
-            return {}
-
-    def _runs(self, name: str) -> bool:
-        process = self._recorded.get(name)
-        return process is not None and processes.alive(process)
-
-    def _check_runs(self, name: str) -> None:
-        if not self._runs(name):
-            raise self._failed(name, "ended")
-
-    def _failed(self, name: str, what: str) -> UnavailableError:
-        log = Path(self._plan.programs[name].log)
-        with contextlib.suppress(OSError):
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-            for line in lines:
-                self._tell(f"{log.name}: {line}")
-        return UnavailableError(
-            f"{name} {what}",
-            f"see {log}; `netctl lab down` clears the lab away",
-            () if name == "broker" else (name,),
-        )
-
-
-def _environment(confined: bool) -> Mapping[str, str]:  # noqa: FBT001 - always given by name where it is no variable
-    """Return the environment of a lab's process: nothing of the user's but what programs need to start."""
-    wanted = ("PATH", "LANG", "TZ", "NETCTL_LOG", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
-    kept = {key: os.environ[key] for key in wanted if key in os.environ}
-    return kept if confined else kept | {"HOME": os.environ.get("HOME", "/root")}

@@ -8,6 +8,7 @@ host's own never change and two labs never meet. Every lab therefore uses the sa
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,8 @@ import attrs
 import msgspec
 
 from netctl.errors import InvalidError, RefusedError
+from netctl.lab.engine import EngineFiles, engine_argv
+from netctl.lab.mounts import keeper_argv
 from netctl.model import BROKER_PORT
 
 EncapsulationChoice = Literal["auto", "gre", "vxlan", "direct"]
@@ -49,6 +52,7 @@ class LabSpec:
         firewall: Given to every node agent.
         mtu: Bytes, of the underlay's links.
         outside: Whether there is a host outside, and a default route of the nodes to it.
+        docker: Whether every node has a Docker engine of its own.
     """
 
     directory: Annotated[str, msgspec.Meta(max_length=MAX_DIRECTORY_BYTES)]
@@ -57,6 +61,7 @@ class LabSpec:
     firewall: FirewallChoice = "auto"
     mtu: Annotated[int, msgspec.Meta(ge=MIN_MTU, le=MAX_MTU)] = 1500
     outside: bool = False
+    docker: bool = False
 
     @property
     def root(self) -> Path:
@@ -73,6 +78,7 @@ class Wish:
     firewall: FirewallChoice | None = None
     mtu: int | None = None
     outside: bool | None = None
+    docker: bool | None = None
 
 
 @attrs.frozen
@@ -95,17 +101,21 @@ class Program:
     """One process of the lab.
 
     Attributes:
-        name: Of the host it runs on.
+        name: The host's it runs on for the broker and the agents; others add a word, as in ``n1 docker``.
+        host: That it runs on.
         argv: From the program's name on; where it lies is the runner's business.
         log: File that receives its output.
         confined: Runs without any right at all.
+        mounts: Runs in the node's private mount namespace.
     """
 
     name: str
+    host: str
     namespace: str
     argv: tuple[str, ...]
     log: str
     confined: bool = False
+    mounts: bool = False
 
 
 @attrs.frozen
@@ -162,7 +172,7 @@ def settle(directory: str, wish: Wish, existing: LabSpec | None) -> LabSpec:
         msgspec.convert(attrs.asdict(spec), LabSpec)
     except msgspec.ValidationError as error:
         raise InvalidError(f"no such lab can be made: {error}", "see `netctl lab up --help`") from error
-    longest = len(_socket(spec.root).encode())
+    longest = max(len(os.fsencode(path)) for path in _sockets(spec))
     if longest > MAX_SOCKET_PATH:
         raise InvalidError(
             f"the lab's directory is too long by {longest - MAX_SOCKET_PATH} bytes for a socket in it",
@@ -175,7 +185,7 @@ def settle(directory: str, wish: Wish, existing: LabSpec | None) -> LabSpec:
             f"the lab has {existing.nodes} nodes and does not shrink",
             "take it down first: `netctl lab down`",
         )
-    fixed = ("encapsulation", "firewall", "mtu", "outside")
+    fixed = ("encapsulation", "firewall", "mtu", "outside", "docker")
     changed = [f"--{name}" for name in fixed if getattr(spec, name) != getattr(existing, name)]
     if changed:
         raise RefusedError(
@@ -197,6 +207,7 @@ def plan(spec: LabSpec) -> Topology:
         hosts["outside"] = Host("outside", f"{prefix}o", ROUTER_ADDRESS)
     broker = Program(
         "broker",
+        "broker",
         hosts["broker"].namespace,
         ("netctl", "broker", "run", "--dir", str(root / "broker")),
         str(root / "log" / "broker.log"),
@@ -206,7 +217,8 @@ def plan(spec: LabSpec) -> Topology:
         spec=spec,
         underlay=f"{prefix}u",
         hosts=hosts,
-        programs={"broker": broker} | {name: _agent(spec, hosts[name]) for name in names},
+        programs={"broker": broker}
+        | {program.name: program for name in names for program in _node_programs(spec, hosts[name])},
         socket=_socket(root),
         broker_endpoint=f"tcp://{BROKER_ADDRESS}:{BROKER_PORT}",
     )
@@ -216,23 +228,78 @@ def _socket(root: Path) -> str:
     return str(root / "broker" / "broker.sock")
 
 
-def _agent(spec: LabSpec, host: Host) -> Program:
-    root = spec.root
-    return Program(
-        host.name,
-        host.namespace,
-        (
-            "nodeagent", "run",
-            "--dir", str(root / host.name / "state"),
-            "--run-dir", str(root / host.name / "run"),
-            "--underlay", host.address,
-            "--encapsulation", spec.encapsulation,
-            "--firewall", spec.firewall,
-            "--process-engine", "--process-root",
-            "--mask", str(root),
-        ),
-        str(root / "log" / f"{host.name}.log"),
+def _sockets(spec: LabSpec) -> tuple[str, ...]:
+    """Return the paths of the lab's sockets that may be too long."""
+    engines = (engine_files(spec.root, f"n{spec.nodes}").longest_socket,) if spec.docker else ()
+    return (_socket(spec.root), *engines)
+
+
+def engine_files(root: Path, node: str) -> EngineFiles:
+    """Return where a node's Docker engine keeps everything."""
+    return EngineFiles(root / node / "docker")
+
+
+def keeper_name(node: str) -> str:
+    """Return the name of the process that holds a node's private mount namespace."""
+    return f"{node} mounts"
+
+
+def driver_name(node: str) -> str:
+    """Return the name of the process that holds the socket of Docker's driver."""
+    return f"{node} driver"
+
+
+def engine_name(node: str) -> str:
+    """Return the name of a node's Docker engine."""
+    return f"{node} docker"
+
+
+def _node_programs(spec: LabSpec, host: Host) -> tuple[Program, ...]:
+    """Return a node's processes in the order of their start: Docker waits long for a driver that is late."""
+    root, node = spec.root, host.name
+
+    def program(name: str, *argv: str, mounts: bool = spec.docker) -> Program:
+        log = str(root / "log" / f"{name.replace(' ', '-')}.log")
+        return Program(name, node, host.namespace, argv, log, mounts=mounts)
+
+    agent = program(
+        node,
+        "nodeagent", "run",
+        "--dir", str(root / node / "state"),
+        "--run-dir", str(root / node / "run"),
+        "--underlay", host.address,
+        "--encapsulation", spec.encapsulation,
+        "--firewall", spec.firewall,
+        "--process-engine", "--process-root",
+        "--mask", str(root),
+        *(("--docker", "--driver-socket", _driver_socket(root, node)) if spec.docker else ()),
+        *_docker_options(spec, node),
     )  # fmt: skip
+    if not spec.docker:
+        return (agent,)
+    return (
+        program(keeper_name(node), *keeper_argv(), mounts=False),
+        program(driver_name(node), "nodeagent-driver", "--agent", _driver_socket(root, node)),
+        program(engine_name(node), *engine_argv(engine_files(root, node), host.namespace)),
+        agent,
+    )
+
+
+def _driver_socket(root: Path, node: str) -> str:
+    return str(root / node / "driver.sock")
+
+
+def _docker_options(spec: LabSpec, node: str) -> tuple[str, ...]:
+    """Return what an agent must know of the node's engine."""
+    if not spec.docker:
+        return ()
+    files = engine_files(spec.root, node)
+    return ("--docker-socket", str(files.socket), "--docker-exec-root", str(files.exec_root))
+
+
+def identity_of(topology: Topology, node: str) -> Path:
+    """Return the file that a node has once it has joined."""
+    return topology.spec.root / node / "state" / "identity"
 
 
 def join_command(topology: Topology, node: str, invite: str) -> tuple[str, ...]:
@@ -254,6 +321,7 @@ def leave_command(topology: Topology, node: str) -> tuple[str, ...]:
         "nodeagent", "leave", "--force",
         "--dir", str(root / node / "state"),
         "--run-dir", str(root / node / "run"),
+        *_docker_options(topology.spec, node),
     )  # fmt: skip
 
 
