@@ -35,10 +35,13 @@ from netctl.wire.messages import (
     Envelope,
     Failure,
     Message,
+    OpenAdopt,
+    OpenCopy,
     OpenExec,
     OpenLogs,
     Ping,
     Pong,
+    Progress,
     StreamOpened,
 )
 from netctl.wire.session import MAX_BODY_BYTES, RESTART, ClientHandshake, Frame, Role, Session, parse_header
@@ -52,6 +55,9 @@ LOST_TRIES: Final = 5
 HANDSHAKE_TRY: Final = 3.0
 """Seconds one address gets before the next is tried."""
 
+
+StreamRequest = OpenExec | OpenLogs | OpenCopy | OpenAdopt
+"""What `Client.open` asks for."""
 
 T = TypeVar("T")
 
@@ -249,12 +255,18 @@ class Client:
         except _LostError as lost:
             raise self._unavailable(lost) from None
 
-    def request(self, message: Message, timeout: float | None = None) -> Message:
+    def request(
+        self,
+        message: Message,
+        timeout: float | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Message:
         """Send a request and return its answer.
 
         Args:
             message: One with an empty `key` is given a random one.
             timeout: Seconds to wait in all; None: what the message says itself, and a margin.
+            progress: Called with each Progress that comes before the answer; None: nobody wants to know.
 
         Raises:
             NetctlError: What the broker answered, rebuilt: `PendingError` names the nodes and the revision.
@@ -267,7 +279,7 @@ class Client:
         if timeout is None:
             timeout = float(getattr(message, "timeout", REQUEST_TIMEOUT)) + ANSWER_MARGIN
         deadline = time.monotonic() + timeout
-        repeatable = not isinstance(message, CreateInvite | Enrol | OpenExec | OpenLogs)
+        repeatable = not isinstance(message, CreateInvite | Enrol | StreamRequest)
         pause = 0.0
         tries = 0
         while True:
@@ -282,15 +294,15 @@ class Client:
                 pause = min(1.0, pause * 2)
                 continue
             try:
-                return self._ask(message, deadline)
+                return self._ask(message, deadline, progress)
             except _LostError as lost:
                 tries += 1
                 if not repeatable or tries == LOST_TRIES:
                     raise self._unavailable(lost) from None
                 pause = 0.05
 
-    def open(self, message: OpenExec | OpenLogs, timeout: float = REQUEST_TIMEOUT) -> Stream:
-        """Run a command in a container, or read its output.
+    def open(self, message: StreamRequest, timeout: float = REQUEST_TIMEOUT) -> Stream:
+        """Run a command in a container, read its output, copy its files, or have it join.
 
         Raises:
             NetctlError: What the broker answered, rebuilt.
@@ -327,7 +339,7 @@ class Client:
         except _LostError as lost:
             raise self._unavailable(lost) from None
 
-    def _ask(self, message: Message, deadline: float) -> Message:
+    def _ask(self, message: Message, deadline: float, progress: Callable[[Progress], None] | None) -> Message:
         number = self._number()
         self._guarded(lambda link: link.send(Envelope(number, message)))
         while True:
@@ -338,6 +350,11 @@ class Client:
                     raise UnavailableError(
                         "the broker did not answer in time", "check what became of it with `netctl status`"
                     )
+                continue
+            if isinstance(envelope.message, Progress):
+                # Kept for nobody: it is out of date once somebody could look at it.
+                if progress is not None:
+                    progress(envelope.message)
                 continue
             if envelope.id != number:
                 self._inbox.append(envelope)

@@ -1,4 +1,4 @@
-"""The user's end of one stream: a command in a container, or a container's output."""
+"""The user's end of one stream: a command in a container, its output, or files of it."""
 
 from __future__ import annotations
 

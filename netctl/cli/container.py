@@ -1,8 +1,9 @@
-"""`netctl run`, `ps`, `inspect`, `exec`, `logs`, `stop`, `start` and `rm`: the containers."""
+"""`netctl ps`, `inspect`, `exec`, `logs`, `stop`, `start`, `rm` and `adopt`: what is there."""
 
 from __future__ import annotations
 
 import os
+import time
 from typing import Annotated
 
 import typer
@@ -15,23 +16,23 @@ from netctl.cli.options import (
     LabOption,
     TimeoutOption,
     UserOption,
-    checked,
+    environment,
     examples,
 )
-from netctl.errors import NetctlError, UsageError
-from netctl.model import Workload, check_name
+from netctl.errors import NetctlError, UnavailableError
 from netctl.wire.messages import (
     ContainerDetail,
     ContainerList,
     Done,
     InspectContainer,
     ListContainers,
+    OpenAdopt,
     OpenExec,
     OpenLogs,
     RemoveContainer,
-    RunContainer,
     StartContainer,
     StopContainer,
+    StreamEnd,
 )
 
 EXEC_FAILED = 125
@@ -45,13 +46,6 @@ CommandArgument = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command(
-        "run",
-        epilog=examples(
-            "netctl run web -- python3 -m http.server 8000",
-            "netctl run db --node n2 --env MODE=test --user 1000:1000 -- /usr/local/bin/db --port 5432",
-        ),
-    )(run)
     app.command("ps", epilog=examples("netctl ps", "netctl ps --json"))(ps)
     app.command("inspect", epilog=examples("netctl inspect web --json"))(inspect)
     app.command(
@@ -66,52 +60,7 @@ def register(app: typer.Typer) -> None:
     app.command("stop", epilog=examples("netctl stop web"))(stop)
     app.command("start", epilog=examples("netctl start web"))(start)
     app.command("rm", epilog=examples("netctl rm web", "netctl rm web --force"))(remove)
-
-
-def _environment(pairs: list[str] | None) -> tuple[tuple[str, str], ...]:
-    result = []
-    for pair in pairs or ():
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise UsageError(f"{pair[:80]!r} is no variable", "write it as NAME=VALUE")
-        result.append((name, value))
-    return tuple(result)
-
-
-def run(
-    context: typer.Context,
-    name: ContainerArgument,
-    command: CommandArgument,
-    *,
-    node: Annotated[
-        str | None, typer.Option("--node", metavar="N", help="Where; the broker chooses otherwise.")
-    ] = None,
-    engine: Annotated[str, typer.Option("--engine", metavar="ENGINE", help="What runs it.")] = "process",
-    env: EnvOption = None,
-    user: UserOption = "",
-    cap_add: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--cap-add", metavar="CAPABILITY", help="One more than Docker's default set; may be repeated."
-        ),
-    ] = None,
-    workdir: Annotated[str, typer.Option("--workdir", "-w", metavar="DIR", help="Where it starts.")] = "/",
-    lab: LabOption = None,
-    timeout: TimeoutOption = 10.0,
-    as_json: JsonOption = False,
-) -> None:
-    """Start a container; nothing passes to or from other containers until they are connected.
-
-    Returns when its command runs. One that ends stays listed with its exit status.
-    """
-    if engine != "process":
-        raise UsageError(f"there is no engine {engine[:80]!r}", "the engine of this version is `process`")
-    if not workdir.startswith("/"):
-        raise UsageError(f"{workdir[:80]!r} is no absolute directory", "give --workdir from / on")
-    capabilities = tuple(each.upper().removeprefix("CAP_") for each in cap_add or ())
-    workload = Workload("process", tuple(command), _environment(env), user, capabilities, workdir)
-    message = RunContainer(checked(check_name, name), workload, node, timeout)
-    output.show_done(target.ask(context, lab, message, Done, f"{name} to run"), as_json=as_json)
+    app.command("adopt", epilog=examples("netctl adopt backup", "netctl adopt 4f1c0d --node n2"))(adopt)
 
 
 def ps(context: typer.Context, lab: LabOption = None, *, as_json: JsonOption = False) -> None:
@@ -130,7 +79,10 @@ def inspect(
 ) -> None:
     """Show one container whole, with its connections."""
     answer = target.ask(context, lab, InspectContainer(name), ContainerDetail, "the broker")
-    output.show_record(output.container_detail_row(answer), as_json=as_json)
+    row = output.container_detail_row(answer)
+    if answer.workload.engine == "process" and not as_json:
+        row = {key: value for key, value in row.items() if key not in output.DOCKER_ONLY}
+    output.show_record(row, as_json=as_json)
 
 
 def exec_(
@@ -158,7 +110,7 @@ def exec_(
     del as_json  # read from the command line by whoever prints errors
     try:
         size = terminal.size() if tty else (0, 0)
-        message = OpenExec(name, tuple(command), _environment(env), user, tty, *size)
+        message = OpenExec(name, tuple(command), environment(env), user, tty, *size)
         with target.open_client(target.lab_option(context, lab)) as client:
             with target.notice(f"{name} to start the command"):
                 stream = client.open(message)
@@ -228,3 +180,41 @@ def remove(
     output.show_done(
         target.ask(context, lab, message, Done, f"the nodes to take {name} out"), as_json=as_json
     )
+
+
+def adopt(
+    context: typer.Context,
+    container: Annotated[
+        str, typer.Argument(metavar="CONTAINER", help="Docker's name or id of it.", show_default=False)
+    ],
+    *,
+    node: Annotated[
+        str | None,
+        typer.Option("--node", metavar="N", help="Where it is.", show_default="the only node with docker"),
+    ] = None,
+    lab: LabOption = None,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", metavar="SECONDS", min=0.0, max=3600.0, help="How long to wait for it."),
+    ] = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a container that Docker runs with --network none join; it goes on running.
+
+    It is then listed like one that its engine's user started on a netctl network.
+    """
+    deadline = time.monotonic() + timeout
+    with target.open_client(target.lab_option(context, lab)) as client, target.notice(f"{container} to join"):
+        stream = client.open(OpenAdopt(container, node))
+        while not isinstance(piece := stream.receive(max(0.0, deadline - time.monotonic())), StreamEnd):
+            if time.monotonic() >= deadline:
+                raise UnavailableError(
+                    f"{container[:128]!r} has not joined within {timeout:g} s",
+                    "whether it does later shows in `netctl ps`; the same again does no harm",
+                )
+    if piece.exit_code != 0:
+        raise NetctlError(piece.message or "it did not join, for no reason given", "see `netctl ps`")
+    if as_json:
+        typer.echo(output.to_json({"container": container, "message": piece.message}))
+    elif piece.message:
+        typer.echo(output.printable(piece.message))

@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from netctl.cli import account, broker, connection, container, lab, node, output, status
+from netctl.cli import (
+    account,
+    broker,
+    connection,
+    container,
+    container_copy,
+    container_run,
+    lab,
+    node,
+    output,
+    status,
+)
 from netctl.cli.options import examples
 from netctl.errors import NetctlError, UsageError
 
@@ -49,7 +60,7 @@ def make_app() -> typer.Typer:
             "netctl --install-completion",
         )
     )(_root)
-    for noun in (container, connection, node, account, status, lab, broker):
+    for noun in (container_run, container, container_copy, connection, node, account, status, lab, broker):
         noun.register(app)
     return app
 

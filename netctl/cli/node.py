@@ -7,8 +7,28 @@ from typing import Annotated
 import typer
 
 from netctl.cli import output, target
-from netctl.cli.options import JsonOption, LabOption, NodeArgument, TimeoutOption, examples
-from netctl.wire.messages import Done, DrainNode, ListNodes, NodeDetail, NodeList, RemoveNode, ShowNode
+from netctl.cli.options import (
+    JsonOption,
+    LabOption,
+    NodeArgument,
+    TimeoutOption,
+    checked,
+    examples,
+    pairs,
+)
+from netctl.errors import UsageError
+from netctl.model import check_name
+from netctl.wire.messages import (
+    BindNode,
+    Done,
+    DrainNode,
+    LabelNode,
+    ListNodes,
+    NodeDetail,
+    NodeList,
+    RemoveNode,
+    ShowNode,
+)
 
 COLUMNS = ("name", "block", "underlay", "state", "encapsulation", "containers")
 
@@ -19,6 +39,10 @@ def register(app: typer.Typer) -> None:
     group.command("list", epilog=examples("netctl node list --json"))(list_nodes)
     group.command("show", epilog=examples("netctl node show n1"))(show)
     group.command("drain", epilog=examples("netctl node drain n1", "netctl node drain n1 --undo"))(drain)
+    group.command("bind", epilog=examples("netctl node bind n1 ada", "netctl node bind n1 --none"))(bind)
+    group.command(
+        "label", epilog=examples("netctl node label n1 disk=ssd zone=a", "netctl node label n1 zone-")
+    )(label)
     group.command("rm", epilog=examples("netctl node rm n1", "netctl node rm n1 --force"))(remove)
     app.add_typer(group, name="node")
 
@@ -53,6 +77,51 @@ def drain(
     """Place no new containers on a node; those it has stay."""
     answer = target.ask(context, lab, DrainNode(name, undo), Done, "the broker")
     output.show_done(answer, as_json=as_json)
+
+
+def bind(
+    context: typer.Context,
+    name: NodeArgument,
+    account: Annotated[
+        str | None,
+        typer.Argument(metavar="ACCOUNT", help="Whose its Docker users' containers are.", show_default=False),
+    ] = None,
+    *,
+    nobody: Annotated[bool, typer.Option("--none", help="They are nobody's any more.")] = False,
+    lab: LabOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whose the containers are that Docker's own users make on a node.
+
+    Their labels (netctl.connect) may then ask for connections between containers of that account, and are
+    granted nothing on a node that is bound to nobody.
+    """
+    if (account is None) != nobody:
+        raise UsageError("name one account, or give --none", f"as in `netctl node bind {name[:63]} ada`")
+    message = BindNode(name, None if account is None else checked(check_name, account))
+    output.show_done(target.ask(context, lab, message, Done, "the broker"), as_json=as_json)
+
+
+def label(
+    context: typer.Context,
+    name: NodeArgument,
+    changes: Annotated[
+        list[str],
+        typer.Argument(metavar="LABEL", help="NAME=VALUE sets one, NAME- takes it away.", show_default=False),
+    ],
+    *,
+    lab: LabOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change a node's labels, which `netctl run --constraint` asks for."""
+    taken = tuple(each[:-1] for each in changes if each.endswith("-") and "=" not in each)
+    given = pairs([each for each in changes if "=" in each or not each.endswith("-")], "label")
+    if "" in taken or {key for key, _ in given} & set(taken):
+        raise UsageError(
+            "a label is set (NAME=VALUE) or taken away (NAME-), each once", "see `netctl node label --help`"
+        )
+    message = LabelNode(name, given, taken)
+    output.show_done(target.ask(context, lab, message, Done, "the broker"), as_json=as_json)
 
 
 def remove(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, TypeVar
 
 import typer
@@ -60,6 +60,30 @@ def checked(check: Callable[[str], T], text: str) -> T:
         return check(text)
     except InvalidError as error:
         raise UsageError(error.message, error.remedy) from None
+
+
+def pairs(texts: Sequence[str] | None, what: str) -> tuple[tuple[str, str], ...]:
+    """Return names and values of words like NAME=VALUE.
+
+    Raises:
+        UsageError: One is of another form; the message says that it is no `what`.
+    """
+    result = []
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise UsageError(f"{text[:80]!r} is no {what}", "write it as NAME=VALUE")
+        result.append((name, value))
+    return tuple(result)
+
+
+def environment(texts: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    """Return the variables that were typed.
+
+    Raises:
+        UsageError: One is of another form than NAME=VALUE.
+    """
+    return pairs(texts, "variable")
 
 
 def examples(*lines: str) -> str:

@@ -16,6 +16,10 @@ from netctl.errors import NetctlError
 from netctl.wire.messages import ConnectionView, ContainerDetail, ContainerView, Done, NodeDetail, NodeView
 
 Row = Mapping[str, Any]
+DOCKER_ONLY = (
+    "image", "volumes", "labels", "restart", "limits", "loosened", "unsafe", "docker", "wishes",
+)  # fmt: skip
+"""Keys of a container that say nothing where it is a process; JSON has them nevertheless."""
 MOMENTS = ("created_at", "last_seen")
 """Keys whose value is a time, in seconds since 1970."""
 
@@ -59,6 +63,8 @@ def node_detail_row(detail: NodeDetail) -> Row:
         "peers": dict(detail.peers),
         "errors": detail.errors,
         "last_seen": detail.last_seen,
+        "labels": dict(detail.labels),
+        "account": detail.account,
     }
 
 
@@ -74,6 +80,15 @@ def container_detail_row(detail: ContainerDetail) -> Row:
         "user": workload.user,
         "cap_add": workload.cap_add,
         "workdir": workload.workdir,
+        "image": workload.image,
+        "volumes": workload.volumes,
+        "labels": dict(workload.labels),
+        "restart": workload.restart,
+        "limits": {"memory": workload.memory, "cpus": workload.cpus, "pids": workload.pids},
+        "loosened": workload.loosened,
+        "unsafe": workload.unsafe,
+        "docker": detail.docker,
+        "wishes": detail.wishes,
         "wanted": detail.wanted,
         "generation": detail.generation,
         "created_at": detail.created_at,
@@ -115,7 +130,9 @@ def _told(key: str, value: Any) -> str:
     if key in MOMENTS and value:
         return datetime.fromtimestamp(value, tz=UTC).astimezone().isoformat(sep=" ", timespec="seconds")
     if key == "command":
-        return printable(shlex.join(value))
+        return printable(shlex.join(value)) or "-"
+    if key == "limits":
+        return " ".join(f"{name}={each or 'default'}" for name, each in value.items())
     return _cell(value)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 import typer
 
+from netctl.cli.progress import ProgressLine
 from netctl.errors import NotFoundError, ProtocolError, UsageError
 from netctl.lab import registry
 
@@ -108,7 +109,15 @@ def open_client(lab: str | None) -> Iterator[Client]:
         yield client
 
 
-def ask(context: typer.Context, lab: str | None, message: Message, answer: type[T], waiting_for: str) -> T:
+def ask(
+    context: typer.Context,
+    lab: str | None,
+    message: Message,
+    answer: type[T],
+    waiting_for: str,
+    *,
+    shows_progress: bool = False,
+) -> T:
     """Send one request and return its answer.
 
     Args:
@@ -117,12 +126,17 @@ def ask(context: typer.Context, lab: str | None, message: Message, answer: type[
         message: The request.
         answer: The type its answer must have.
         waiting_for: What the user is told after a second of waiting.
+        shows_progress: Whether to tell the user on stderr how far it has come, where the broker says so.
 
     Raises:
         NetctlError: The broker refused, could not be reached, or some nodes have not applied it in time.
     """
-    with open_client(lab_option(context, lab)) as client, notice(waiting_for):
-        got = client.request(message)
+    with (
+        open_client(lab_option(context, lab)) as client,
+        notice(waiting_for),
+        ProgressLine(enabled=shows_progress) as line,
+    ):
+        got = client.request(message, progress=line.show)
     if not isinstance(got, answer):
         raise ProtocolError(
             f"the broker answered {type(got).__name__}",

@@ -14,6 +14,7 @@ from netctl.cli import main, target
 from netctl.errors import NetctlError
 from netctl.wire import identity
 from netctl.wire.identity import Identity, KeyPair
+from netctl.wire.messages import Progress
 
 
 @attrs.define
@@ -23,11 +24,12 @@ class Broker:
     Attributes:
         answers: By the request's type; an error is raised instead.
         asked: Every request, in order.
-        opened: Called with each request for a stream.
+        progress: What is told before each answer.
     """
 
     answers: dict[type, Any] = attrs.field(factory=dict)
     asked: list[Any] = attrs.field(factory=list)
+    progress: list[Progress] = attrs.field(factory=list)
 
 
 class FakeClient:
@@ -46,9 +48,17 @@ class FakeClient:
     ) -> None:
         return
 
-    def request(self, message: Any, timeout: float | None = None) -> Any:
+    def request(
+        self,
+        message: Any,
+        timeout: float | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Any:
         del timeout
         self.broker.asked.append(message)
+        if progress is not None:
+            for each in self.broker.progress:
+                progress(each)
         answer = self.broker.answers[type(message)]
         if isinstance(answer, NetctlError):
             raise answer
