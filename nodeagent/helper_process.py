@@ -56,7 +56,8 @@ def helper_arguments(options: argparse.Namespace, directory: NodeDirectory) -> l
     if getattr(options, "process_root", False):
         arguments.append("--process-root")
     if getattr(options, "docker", False):
-        arguments += ["--docker-socket", options.docker_socket, "--docker-exec-root", options.docker_exec_root]
+        arguments += ["--docker-socket", options.docker_socket]
+        arguments += ["--docker-exec-root", options.docker_exec_root]
     for path in getattr(options, "mask", ()):
         arguments += ["--mask", path]
     return arguments

@@ -95,7 +95,7 @@ class Driver:
         raise NotImplementedError
 
     def broker_gone(self) -> None:
-        """The session ended: nothing that was asked will be answered. After the next Hello all is told again."""
+        """The session ended: what was asked is not answered any more, and is asked again after the next."""
         raise NotImplementedError
 
     def errors(self) -> tuple[NodeError, ...]:
