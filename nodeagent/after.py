@@ -15,17 +15,21 @@ import attrs
 from firewall_rules import names
 from nodeagent.kernel_state import EngineContainer, HostState, Route
 from nodeagent.ops import (
+    ClosePassage,
     CreateContainer,
     DeleteBridge,
     DeleteHostRules,
     DeletePort,
     DeleteRoute,
     DeleteTunnel,
+    ForgetSandbox,
     Op,
+    OpenPassage,
     RemoveContainer,
     SetBridge,
     SetContainerRules,
     SetEnd,
+    SetEndpoint,
     SetHostRules,
     SetPort,
     SetRoute,
@@ -35,6 +39,7 @@ from nodeagent.ops import (
     StopContainer,
     UpdateContainerRules,
     UpdateHostRules,
+    WatchSandbox,
 )
 
 _K = TypeVar("_K")
@@ -134,6 +139,10 @@ def _(operation: UpdateHostRules, observed: HostState) -> HostState:
             bindings=_changed(policy.bindings, operation.bindings, operation.bindings_removed),
             pairs=_changed(policy.pairs, operation.pairs, operation.pairs_removed),
             tunnels=_changed(policy.tunnels, operation.tunnels, operation.tunnels_removed),
+            publications=_changed(
+                policy.publications, operation.publications, operation.publications_removed
+            ),
+            internal=_changed(policy.internal, operation.internal, operation.internal_removed),
         ),
     )
 
@@ -141,6 +150,36 @@ def _(operation: UpdateHostRules, observed: HostState) -> HostState:
 @after.register
 def _(_operation: DeleteHostRules, observed: HostState) -> HostState:
     return attrs.evolve(observed, host_policy=None)
+
+
+@after.register
+def _(operation: OpenPassage, observed: HostState) -> HostState:
+    if operation.variant not in observed.passages:
+        return observed
+    return attrs.evolve(observed, passages=_with(observed.passages, operation.variant, True))
+
+
+@after.register
+def _(operation: ClosePassage, observed: HostState) -> HostState:
+    if operation.variant not in observed.passages:
+        return observed
+    return attrs.evolve(observed, passages=_with(observed.passages, operation.variant, False))
+
+
+@after.register
+def _(operation: WatchSandbox, observed: HostState) -> HostState:
+    # One that is there already is told of by an event.
+    return with_sandbox(observed, operation.endpoint, present=False)
+
+
+@after.register
+def _(operation: ForgetSandbox, observed: HostState) -> HostState:
+    return with_sandbox(observed, operation.endpoint, present=None)
+
+
+@after.register
+def _(operation: SetEndpoint, observed: HostState) -> HostState:
+    return attrs.evolve(observed, ports=_with(observed.ports, operation.port.device, operation.port))
 
 
 @after.register
@@ -223,6 +262,19 @@ def with_container(observed: HostState, identifier: str, seen: EngineContainer |
         container_policies=_without(observed.container_policies, identifier),
         ends=_without(observed.ends, identifier),
         ports=_without(observed.ports, names.port_device(identifier)),
+    )
+
+
+def with_sandbox(observed: HostState, endpoint: str, *, present: bool | None) -> HostState:
+    """Return what is observed once an endpoint's namespace has come or gone; None: it is not watched.
+
+    In one that has come nothing of ours is yet.
+    """
+    sandboxes = observed.sandboxes
+    return attrs.evolve(
+        observed,
+        sandboxes=_without(sandboxes, endpoint) if present is None else _with(sandboxes, endpoint, present),
+        container_policies=_without(observed.container_policies, endpoint),
     )
 
 

@@ -13,6 +13,7 @@ import attrs
 from immutables import Map
 
 from netctl.model import NodeDelta, NodeState, Peer, Permit, PlacedContainer
+from nodeagent.endpoints import Endpoint
 
 PairKey = tuple[str, str]
 """Two addresses, the smaller text first."""
@@ -35,20 +36,26 @@ class Scope:
     Attributes:
         containers: Ids of containers to look at whole, each with the addresses it has or had.
         pairs: Pairs of addresses to look at, each with the permits that came or went.
+        endpoints: Keys of Docker's endpoints to look at whole, each with the forms it has or had.
     """
 
     containers: Mapping[str, frozenset[str]] = attrs.field(factory=dict)
     pairs: Mapping[PairKey, frozenset[Permit]] = attrs.field(factory=dict)
+    endpoints: Mapping[str, frozenset[Endpoint]] = attrs.field(factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.containers or self.pairs)
+        return bool(self.containers or self.pairs or self.endpoints)
 
 
 def united(one: Scope | None, other: Scope | None) -> Scope | None:
     """Return the scope of both changes together; None stands for everything."""
     if one is None or other is None:
         return None
-    return Scope(_merged(one.containers, other.containers), _merged(one.pairs, other.pairs))
+    return Scope(
+        _merged(one.containers, other.containers),
+        _merged(one.pairs, other.pairs),
+        _merged(one.endpoints, other.endpoints),
+    )
 
 
 def _merged(one: Mapping[_K, frozenset[_V]], other: Mapping[_K, frozenset[_V]]) -> Mapping[_K, frozenset[_V]]:
@@ -70,6 +77,7 @@ class DesiredIndex:
         by_address: Container id by address.
         permits: By the pair of their ends.
         partners: For every address with a permit: the addresses at the other ends.
+        reserve: Addresses on lease.
     """
 
     header: NodeState
@@ -79,6 +87,7 @@ class DesiredIndex:
     by_address: Map[str, str] = attrs.field(factory=Map)
     permits: Map[PairKey, frozenset[Permit]] = attrs.field(factory=Map)
     partners: Map[str, Map[str, None]] = attrs.field(factory=Map)
+    reserve: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, state: NodeState) -> DesiredIndex:
@@ -97,6 +106,7 @@ class DesiredIndex:
             by_address=Map({c.address: c.id for c in state.containers.values()}),
             permits=Map({pair: frozenset(found) for pair, found in permits.items()}),
             partners=Map({address: Map(others) for address, others in partners.items()}),
+            reserve=state.reserve,
         )
 
     def state(self) -> NodeState:
@@ -106,6 +116,7 @@ class DesiredIndex:
             peers=dict(self.peers),
             containers=dict(self.containers),
             permits=frozenset().union(*self.permits.values()),
+            reserve=self.reserve,
         )
 
     def between(self, pair: PairKey) -> frozenset[Permit]:
@@ -137,6 +148,9 @@ class DesiredIndex:
         for peer in delta.peers:
             peers = peers.set(peer.name, peer)
         permits, partners = self._permits_after(delta)
+        reserve = self.reserve
+        if delta.reserve or delta.reserve_removed:
+            reserve = reserve.difference(delta.reserve_removed).union(delta.reserve)
         return DesiredIndex(
             header=self.header if delta.header is None else _bare(delta.header),
             closed=self.closed if delta.header is None else _closed(delta.header),
@@ -145,6 +159,7 @@ class DesiredIndex:
             by_address=by_address,
             permits=permits,
             partners=partners,
+            reserve=reserve,
         )
 
     def _permits_after(
@@ -164,7 +179,10 @@ class DesiredIndex:
         return permits, partners
 
     def scope_of(self, delta: NodeDelta) -> Scope | None:
-        """Return what `delta`, applied to this state, can touch; None: everything."""
+        """Return what `delta`, applied to this state, can touch; None: everything.
+
+        Addresses on lease touch nothing.
+        """
         if delta.header is not None or delta.peers or delta.peers_removed:
             return None
         containers: dict[str, frozenset[str]] = {}
@@ -188,7 +206,7 @@ class DesiredIndex:
 
 
 def _bare(header: NodeState) -> NodeState:
-    return attrs.evolve(header, peers={}, containers={}, permits=frozenset())
+    return attrs.evolve(header, peers={}, containers={}, permits=frozenset(), reserve=frozenset())
 
 
 def _closed(header: NodeState) -> frozenset[str]:

@@ -6,7 +6,7 @@ same scope, compare like two whole ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
 import attrs
@@ -15,19 +15,24 @@ from firewall_rules import names
 from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding
 from netctl.model import PlacedContainer, mac_of
 from nodeagent.desired_index import DesiredIndex, Scope, pair_key
+from nodeagent.endpoints import Endpoint, Endpoints
 from nodeagent.kernel_state import EngineContainer, HostFacts, HostState
 from nodeagent.ops import (
+    ClosePassage,
     CreateContainer,
     DeleteBridge,
     DeleteHostRules,
     DeletePort,
     DeleteRoute,
     DeleteTunnel,
+    ForgetSandbox,
     Op,
+    OpenPassage,
     RemoveContainer,
     SetBridge,
     SetContainerRules,
     SetEnd,
+    SetEndpoint,
     SetHostRules,
     SetPort,
     SetRoute,
@@ -37,9 +42,19 @@ from nodeagent.ops import (
     StopContainer,
     UpdateContainerRules,
     UpdateHostRules,
+    WatchSandbox,
     ordered,
 )
-from nodeagent.target import ENDED, WITH_NAMESPACE, openings, target, touched_policies
+from nodeagent.policies import openings
+from nodeagent.target import (
+    DOCKER,
+    ENDED,
+    NO_ENDPOINTS,
+    WITH_NAMESPACE,
+    target,
+    touched_endpoints,
+    touched_policies,
+)
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -54,6 +69,7 @@ def plan(
     *,
     scope: Scope | None = None,
     found: Mapping[str, str] | None = None,
+    endpoints: Endpoints = NO_ENDPOINTS,
 ) -> tuple[Op, ...]:
     """Return what to do next, in order; empty: nothing, or nothing before an engine's next event.
 
@@ -61,26 +77,37 @@ def plan(
     where a part does not tell enough, everything is looked at.
     """
     if scope is not None and desired.header.block is not None and observed.host_policy is not None:
-        wanted = target(desired, facts, observed, now, scope=scope)
-        operations = diff(wanted, within(observed, desired, scope), desired.containers)
-        if not any(_too_wide(operation, scope) for operation in operations):
+        wanted = target(desired, facts, observed, now, scope=scope, endpoints=endpoints)
+        part = within(observed, desired, scope, endpoints)
+        operations = diff(wanted, part, desired.containers, endpoints.by_key)
+        whole = {*scope.containers, *touched_endpoints(scope, endpoints)}
+        if not any(_too_wide(operation, whole) for operation in operations):
             return operations
-    return diff(target(desired, facts, observed, now, found=found), observed, desired.containers)
+    wanted = target(desired, facts, observed, now, found=found, endpoints=endpoints)
+    return diff(wanted, observed, desired.containers, endpoints.by_key)
 
 
-def _too_wide(operation: Op, scope: Scope) -> bool:
-    """Tell whether `operation` puts something in place whole of which only a part was looked at."""
+def _too_wide(operation: Op, whole: Collection[str]) -> bool:
+    """Tell whether `operation` puts something in place whole of which only a part was looked at.
+
+    Args:
+        operation: Of a plan for a part.
+        whole: Containers and endpoints that were looked at whole.
+    """
     if isinstance(operation, SetContainerRules):
-        return operation.container not in scope.containers
+        return operation.container not in whole
     return isinstance(operation, SetHostRules | DeleteHostRules)
 
 
-def within(observed: HostState, desired: DesiredIndex, scope: Scope) -> HostState:
+def within(
+    observed: HostState, desired: DesiredIndex, scope: Scope, endpoints: Endpoints = NO_ENDPOINTS
+) -> HostState:
     """Return the part of `observed` that `target` computes for the same scope."""
-    identifiers = [*scope.containers]
+    touched = touched_endpoints(scope, endpoints)
+    identifiers = [*scope.containers, *touched]
     devices = [names.port_device(identifier) for identifier in identifiers]
     policies = _only(observed.container_policies, identifiers)
-    for identifier, partners in touched_policies(desired, observed, scope).items():
+    for identifier, partners in touched_policies(desired, observed, scope, endpoints).items():
         policies[identifier] = _policy_within(
             observed.container_policies[identifier], desired, scope, partners
         )
@@ -89,9 +116,10 @@ def within(observed: HostState, desired: DesiredIndex, scope: Scope) -> HostStat
         ends=_only(observed.ends, identifiers),
         host_policy=None
         if observed.host_policy is None
-        else _host_policy_within(observed.host_policy, desired, scope),
+        else _host_policy_within(observed.host_policy, desired, scope, touched),
         container_policies=policies,
         containers=_only(observed.containers, identifiers),
+        sandboxes=_only(observed.sandboxes, touched),
     )
 
 
@@ -115,12 +143,18 @@ def _policy_within(
     return attrs.evolve(policy, inbound=frozenset(inbound), outbound=frozenset(outbound))
 
 
-def _host_policy_within(policy: HostPolicy, desired: DesiredIndex, scope: Scope) -> HostPolicy:
-    bindings = {
-        PortBinding(names.port_device(identifier), mac_of(address), address)
-        for identifier, addresses in scope.containers.items()
-        for address in addresses
-    }
+def _host_policy_within(
+    policy: HostPolicy,
+    desired: DesiredIndex,
+    scope: Scope,
+    endpoints: Mapping[str, frozenset[Endpoint]],
+) -> HostPolicy:
+    forms = [form for of_one in endpoints.values() for form in of_one]
+    owned = [
+        *((identifier, address) for identifier, found in scope.containers.items() for address in found),
+        *((form.key, form.address) for form in forms),
+    ]
+    bindings = {PortBinding(names.port_device(key), mac_of(address), address) for key, address in owned}
     pairs = {
         Pair(*pair, expires_at=permit.expires_at)
         for pair, changed in scope.pairs.items()
@@ -131,13 +165,20 @@ def _host_policy_within(policy: HostPolicy, desired: DesiredIndex, scope: Scope)
         bindings=frozenset(binding for binding in bindings if binding in policy.bindings),
         pairs=frozenset(pair for pair in pairs if pair in policy.pairs),
         tunnels=frozenset(),
+        publications=policy.publications.intersection(one for form in forms for one in form.publications),
+        internal=policy.internal.intersection(form.address for form in forms),
     )
 
 
 # --- differences ------------------------------------------------------------------------------------
 
 
-def diff(wanted: HostState, observed: HostState, placed: Mapping[str, PlacedContainer]) -> tuple[Op, ...]:
+def diff(
+    wanted: HostState,
+    observed: HostState,
+    placed: Mapping[str, PlacedContainer],
+    endpoints: Mapping[str, Endpoint] = NO_ENDPOINTS.by_key,
+) -> tuple[Op, ...]:
     """Return the operations that lead from `observed` towards `wanted`, in order.
 
     Containers come up in steps, each begun by an event of their engine: one whose namespaces are being
@@ -147,6 +188,7 @@ def diff(wanted: HostState, observed: HostState, placed: Mapping[str, PlacedCont
         wanted: From `nodeagent.target.target`.
         observed: The same part of the host.
         placed: Names and workloads of the containers in `wanted`, by id.
+        endpoints: Docker's in `wanted`, by key.
     """
     return ordered(
         (
@@ -155,6 +197,8 @@ def diff(wanted: HostState, observed: HostState, placed: Mapping[str, PlacedCont
             *_tunnels(wanted, observed),
             *_host_rules(wanted.host_policy, observed.host_policy),
             *_stray_ports(wanted, observed),
+            *_passages(wanted, observed),
+            *_endpoints(wanted, observed, endpoints),
             *_containers(wanted, observed, placed),
         )
     )
@@ -169,8 +213,12 @@ def removal(observed: HostState, found: Mapping[str, str]) -> tuple[Op, ...]:
         observed: What is there.
         found: Settings of the host, by path, as they were before us.
     """
-    operations = diff(HostState(sysctls=found), observed, {})
-    return operations if observed.host_policy is not None else (*operations, DeleteHostRules())
+    operations = list(diff(HostState(sysctls=found), observed, {}))
+    # A rule of ours that is not where it should be counts as none, and has to go too.
+    operations += [ClosePassage(variant) for variant, is_open in observed.passages.items() if not is_open]
+    if observed.host_policy is None:
+        operations.append(DeleteHostRules())
+    return ordered(operations)
 
 
 def _sysctls(wanted: HostState, observed: HostState) -> Iterable[Op]:
@@ -218,8 +266,10 @@ def _host_rules(wanted: HostPolicy | None, observed: HostPolicy | None) -> Itera
         bindings = _changes(wanted.bindings, observed.bindings)
         pairs = _changes(wanted.pairs, observed.pairs)
         tunnels = _changes(wanted.tunnels, observed.tunnels)
-        if any((*bindings, *pairs, *tunnels)):
-            yield UpdateHostRules(*bindings, *pairs, *tunnels)
+        publications = _changes(wanted.publications, observed.publications)
+        internal = _changes(wanted.internal, observed.internal)
+        if any((*bindings, *pairs, *tunnels, *publications, *internal)):
+            yield UpdateHostRules(*bindings, *pairs, *tunnels, *publications, *internal)
 
 
 def _same_host(one: HostPolicy, other: HostPolicy) -> bool:
@@ -232,9 +282,17 @@ def _same_host(one: HostPolicy, other: HostPolicy) -> bool:
 
 def _same_container(one: ContainerPolicy, other: ContainerPolicy) -> bool:
     """Tell whether two policies differ in elements at most."""
-    return (one.address, one.gateway, one.resolver) == (other.address, other.gateway, other.resolver) and (
-        one.closed is other.closed or one.closed == other.closed
-    )
+    return (
+        (one.address, one.gateway, one.resolver, one.overlay_only, one.internet, one.published)
+        == (
+            other.address,
+            other.gateway,
+            other.resolver,
+            other.overlay_only,
+            other.internet,
+            other.published,
+        )
+    ) and (one.closed is other.closed or one.closed == other.closed)
 
 
 def _changes(wanted: frozenset[_T], observed: frozenset[_T]) -> tuple[tuple[_T, ...], tuple[_T, ...]]:
@@ -255,6 +313,25 @@ def _stray_ports(wanted: HostState, observed: HostState) -> Iterable[Op]:
             yield DeletePort(device)
 
 
+def _passages(wanted: HostState, observed: HostState) -> Iterable[Op]:
+    for variant, is_open in observed.passages.items():
+        if wanted.passages.get(variant, False) != is_open:
+            yield ClosePassage(variant) if is_open else OpenPassage(variant)
+
+
+def _endpoints(wanted: HostState, observed: HostState, endpoints: Mapping[str, Endpoint]) -> Iterable[Op]:
+    """Yield what Docker's endpoints need, but for their rules."""
+    for key in observed.sandboxes:
+        if key not in wanted.sandboxes:
+            yield ForgetSandbox(key)
+    for key in wanted.sandboxes:
+        endpoint, device = endpoints[key], names.port_device(key)
+        if key not in observed.sandboxes:
+            yield WatchSandbox(key, endpoint.sandbox)
+        if observed.ports.get(device) != wanted.ports[device]:
+            yield SetEndpoint(key, wanted.ports[device], mac_of(endpoint.address))
+
+
 def _containers(
     wanted: HostState, observed: HostState, placed: Mapping[str, PlacedContainer]
 ) -> Iterable[Op]:
@@ -263,7 +340,7 @@ def _containers(
             yield RemoveContainer(identifier)
     for identifier, goal in wanted.containers.items():
         seen = observed.containers.get(identifier)
-        if seen is None or _must_be_made_anew(identifier, goal, seen, observed):
+        if seen is None or _must_be_made_anew(placed[identifier], goal, seen, observed):
             container = placed[identifier]
             if seen is not None:
                 yield RemoveContainer(identifier)
@@ -273,20 +350,20 @@ def _containers(
             yield from _command(identifier, goal, seen)
     for identifier, policy in wanted.container_policies.items():
         if identifier not in wanted.containers:
-            # Only single openings of this one are in scope.
+            # An endpoint, or only single openings of this one are in scope.
             yield from _rules(identifier, policy, observed.container_policies.get(identifier))
 
 
 def _must_be_made_anew(
-    identifier: str, goal: EngineContainer, seen: EngineContainer, observed: HostState
+    container: PlacedContainer, goal: EngineContainer, seen: EngineContainer, observed: HostState
 ) -> bool:
-    """Tell whether a container that is to start again has lost its namespace, as by a reboot."""
-    return (
-        seen.state in ENDED
-        and goal.state == "running"
-        and identifier not in observed.ends
-        and identifier not in observed.container_policies
-    )
+    """Tell whether a container that is to start has no namespace, as after a reboot."""
+    if goal.state != "running" or seen.state not in ENDED:
+        return False
+    if container.workload.engine == DOCKER:
+        # Docker keeps what it has made; what it could not make never started.
+        return seen.state == "failed" and seen.generation == 0
+    return container.id not in observed.ends and container.id not in observed.container_policies
 
 
 def _network(identifier: str, wanted: HostState, observed: HostState) -> Iterable[Op]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import attrs
 
+from firewall_rules.backends.base import Variant
 from firewall_rules.policy import ContainerPolicy, HostPolicy
 from netctl.model import ContainerRunState, Encapsulation
 
@@ -119,13 +120,15 @@ class EngineContainer:
         state: ``created``: its namespaces exist, its command has not started.
         generation: Of the last start; 0: never started.
         exit_code: Of a command that ended.
-        message: Why the command could not be started; empty otherwise.
+        message: Why the command could not be started; empty otherwise. With ``creating``: how far it is.
+        removes_later: Its engine takes its time to remove it, and tells when it is gone.
     """
 
     state: ContainerRunState
     generation: int = 0
     exit_code: int | None = None
     message: str = ""
+    removes_later: bool = False
 
 
 @attrs.frozen
@@ -177,4 +180,4 @@ class HostState:
     container_policies: Mapping[str, ContainerPolicy] = attrs.field(factory=dict)
     containers: Mapping[str, EngineContainer] = attrs.field(factory=dict)
     sandboxes: Mapping[str, bool] = attrs.field(factory=dict)
-    passages: Mapping[str, bool] = attrs.field(factory=dict)
+    passages: Mapping[Variant, bool] = attrs.field(factory=dict)

@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 
@@ -42,8 +42,52 @@ class _Watched:
     identity: tuple[int, int] = (0, 0)
 
 
-class Sandboxes:
-    """The namespaces of Docker endpoints that are watched, by endpoint key.
+class Sandboxes(Protocol):
+    """The namespaces of Docker's endpoints that are watched, by endpoint key."""
+
+    def watch(self, endpoint: str, name: str) -> None:
+        """Watch the namespace whose file is called `name`; one that is there already is told of at once.
+
+        Raises:
+            InvalidError: No namespace of Docker's is called so.
+        """
+
+    def forget(self, endpoint: str) -> None:
+        """Watch it no longer, and let go of it; one that is not watched is no error."""
+
+    def watches(self, endpoint: str) -> bool:
+        """Tell whether `endpoint` is watched."""
+
+    def present(self) -> Mapping[str, bool]:
+        """Return, for every endpoint that is watched, whether its namespace is there."""
+
+    def namespace(self, endpoint: str) -> int:
+        """Return a descriptor of an endpoint's namespace, kept open here.
+
+        Raises:
+            KernelError: It is not there.
+        """
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll, for POLLPRI (POLLIN means nothing): then call `dispatch`."""
+
+    def waiting(self) -> bool:
+        """Tell whether `dispatch` has something to tell now."""
+
+    def look(self) -> None:
+        """Look at every one again: those that were there too. Costs a system call each."""
+
+    def dispatch(self, changed: Changed) -> None:
+        """Look for those that are awaited, and tell what changed since the last call.
+
+        Args:
+            changed: Called with an endpoint and whether its namespace is there. Told twice in a row that
+                one is: it is another namespace.
+        """
+
+
+class MountedSandboxes:
+    """Docker's namespaces where it puts them. Implements `Sandboxes`.
 
     Needs Docker's mount namespace, or one that its mounts spread to.
 
@@ -64,11 +108,7 @@ class Sandboxes:
         os.close(self._mounts)
 
     def watch(self, endpoint: str, name: str) -> None:
-        """Watch the namespace whose file is called `name`; one that is there already is told of at once.
-
-        Raises:
-            InvalidError: No namespace of Docker's is called so.
-        """
+        """See `Sandboxes`."""
         if NAME.fullmatch(name) is None:
             raise InvalidError(f"{name[:80]!a} is no name of a namespace of Docker's")
         known = self._watched.get(endpoint)
@@ -79,51 +119,42 @@ class Sandboxes:
         self._look_at(endpoint)
 
     def forget(self, endpoint: str) -> None:
-        """Watch it no longer, and let go of it; one that is not watched is no error."""
+        """See `Sandboxes`."""
         watched = self._watched.pop(endpoint, None)
         self._told.pop(endpoint, None)
         if watched is not None and watched.descriptor >= 0:
             os.close(watched.descriptor)
 
     def watches(self, endpoint: str) -> bool:
-        """Tell whether `endpoint` is watched."""
+        """See `Sandboxes`."""
         return endpoint in self._watched
 
     def present(self) -> Mapping[str, bool]:
-        """Return, for every endpoint that is watched, whether its namespace is there."""
+        """See `Sandboxes`."""
         return {endpoint: watched.descriptor >= 0 for endpoint, watched in self._watched.items()}
 
     def namespace(self, endpoint: str) -> int:
-        """Return a descriptor of an endpoint's namespace, kept open here.
-
-        Raises:
-            KernelError: It is not there.
-        """
+        """See `Sandboxes`."""
         watched = self._watched.get(endpoint)
         if watched is None or watched.descriptor < 0:
             raise KernelError(f"the namespace of Docker's endpoint {endpoint} is not there")
         return watched.descriptor
 
     def fileno(self) -> int:
-        """Return the descriptor to poll, for POLLPRI (POLLIN means nothing): then call `dispatch`."""
+        """See `Sandboxes`."""
         return self._mounts
 
     def waiting(self) -> bool:
-        """Tell whether `dispatch` has something to tell now."""
+        """See `Sandboxes`."""
         return bool(self._told)
 
     def look(self) -> None:
-        """Look at every one again: those that were there too. Costs a system call each."""
+        """See `Sandboxes`."""
         for endpoint in self._watched:
             self._look_at(endpoint)
 
     def dispatch(self, changed: Changed) -> None:
-        """Look for those that are awaited, and tell what changed since the last call.
-
-        Args:
-            changed: Called with an endpoint and whether its namespace is there. Told twice in a row that
-                one is: it is another namespace.
-        """
+        """See `Sandboxes`."""
         for endpoint, watched in self._watched.items():
             if watched.descriptor < 0:
                 self._look_at(endpoint)

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from firewall_rules import names
-from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding, TunnelPolicy
-from netctl.model import NodeState, Peer, Permit, PlacedContainer, bridge_address, mac_of
+from firewall_rules.policy import ContainerPolicy, PortBinding, TunnelPolicy
+from netctl.model import NodeState, Peer, PlacedContainer, bridge_address, mac_of
 from netctl.wire.messages import NodeError
-from nodeagent.desired_index import DesiredIndex, PairKey, Scope, pair_key
+from nodeagent.desired_index import DesiredIndex, Scope
+from nodeagent.endpoints import Endpoint, Endpoints
 from nodeagent.kernel_state import (
     Bridge,
     ContainerEnd,
@@ -25,17 +26,28 @@ from nodeagent.kernel_state import (
     Tunnel,
 )
 from nodeagent.latest import Latest
+from nodeagent.policies import (
+    VXLAN_PORT,
+    HostElements,
+    container_policy,
+    endpoint_policy,
+    gateway_of,
+    host_policy,
+    is_recorded,
+    pairs_of,
+)
 
 FORWARDING: Final = "net/ipv4/ip_forward"
 """The one setting of the whole host that we change (ip-sysctl.rst), and set back when we go."""
-VXLAN_PORT: Final = 4789
-"""UDP port of VXLAN (RFC 7348), the same on every node."""
 ENCAPSULATIONS: Final = ("gre", "vxlan", "direct")
 """What this agent can make of a tunnel."""
 ENDED: Final = ("exited", "failed")
 """States of a container whose command is over."""
 WITH_NAMESPACE: Final = ("created", "running", *ENDED)
 """States in which a container's namespace can exist."""
+DOCKER: Final = "docker"
+"""The engine whose containers get their links and rules as Docker's endpoints."""
+NO_ENDPOINTS: Final = Endpoints()
 
 
 def target(
@@ -46,6 +58,7 @@ def target(
     *,
     scope: Scope | None = None,
     found: Mapping[str, str] | None = None,
+    endpoints: Endpoints = NO_ENDPOINTS,
 ) -> HostState:
     """Return what the host should look like.
 
@@ -57,18 +70,19 @@ def target(
         scope: What may have changed; then only that part is returned, and no other part of the result
             means anything. None: everything.
         found: Settings of the host, by path, as they were before us: set back once the node was removed.
+        endpoints: What Docker's driver was asked for.
     """
     if desired.header.block is None:
         return HostState(sysctls=dict(found or {}))
     if scope is not None:
-        return _part(desired, facts, observed, now, scope)
-    containers = _Containers(desired, facts, observed)
-    for identifier in desired.containers:
-        containers.add(identifier)
-        if identifier in containers.ends:
-            containers.policies[identifier] = _container_policy(desired, identifier, now)
+        return _part(scope, _Parts(desired, facts, observed, now), endpoints)
+    parts = _Parts(desired, facts, observed, now)
+    for container in desired.containers.values():
+        parts.add(container)
     if facts.host_firewall:
-        return HostState(containers=containers.engine)
+        return HostState(containers=parts.engine)
+    for endpoint in endpoints.by_key.values():
+        parts.add_endpoint(endpoint, endpoints)
     tunnels = [_tunnel(desired.header, facts, peer) for peer in _reachable(desired)]
     devices = {tunnel.device: tunnel for tunnel in tunnels if tunnel is not None}
     return HostState(
@@ -76,16 +90,18 @@ def target(
         sysctls=_sysctls(devices),
         tunnels=devices,
         routes={peer.block: _route(desired.header, facts, peer) for peer in _reachable(desired)},
-        ports=containers.ports,
-        ends=containers.ends,
-        host_policy=_host_policy(
+        ports=parts.ports,
+        ends=parts.ends,
+        host_policy=host_policy(
             desired,
-            bindings=containers.bindings,
-            pairs=_pairs(desired, desired.permits, now),
+            parts.host,
+            pairs=pairs_of(desired, desired.permits, now),
             tunnels=(_tunnel_policy(facts, peer) for peer in _reachable(desired)),
         ),
-        container_policies=containers.policies,
-        containers=containers.engine,
+        container_policies=parts.policies,
+        containers=parts.engine,
+        sandboxes=parts.sandboxes,
+        passages=dict.fromkeys(observed.passages, True) if DOCKER in facts.engines else {},
     )
 
 
@@ -101,7 +117,7 @@ def _troubles_of(
 ) -> tuple[NodeError, ...]:
     errors = []
     for container in containers.values():
-        hindrance = _hindrance(container, facts)
+        hindrance = "" if container.origin == "engine" else _hindrance(container, facts)
         if hindrance:
             errors.append(NodeError(container.name, f"{container.name} cannot run here: {hindrance}"))
     errors.extend(
@@ -135,81 +151,138 @@ def _hindrance(container: PlacedContainer, facts: HostFacts) -> str:
 # --- parts ------------------------------------------------------------------------------------------
 
 
-def _part(
-    desired: DesiredIndex, facts: HostFacts, observed: HostState, now: float, scope: Scope
-) -> HostState:
-    containers = _Containers(desired, facts, observed)
+def _part(scope: Scope, parts: _Parts, endpoints: Endpoints) -> HostState:
+    desired, observed, now = parts.desired, parts.observed, parts.now
     for identifier in scope.containers:
         if identifier in desired.containers:
-            containers.add(identifier)
-            if identifier in containers.ends:
-                containers.policies[identifier] = _container_policy(desired, identifier, now)
-    for identifier, partners in touched_policies(desired, observed, scope).items():
-        containers.policies[identifier] = _container_policy(desired, identifier, now, partners)
+            parts.add(desired.containers[identifier])
+    if parts.facts.host_firewall:
+        return HostState(containers=parts.engine)
+    for key in touched_endpoints(scope, endpoints):
+        if key in endpoints.by_key:
+            parts.add_endpoint(endpoints.by_key[key], endpoints)
+    for identifier, partners in touched_policies(desired, observed, scope, endpoints).items():
+        endpoint = endpoints.by_key.get(identifier)
+        parts.policies[identifier] = (
+            container_policy(desired, desired.containers[identifier].address, now, partners)
+            if endpoint is None
+            else endpoint_policy(desired, endpoint, now, partners)
+        )
     return HostState(
-        ports=containers.ports,
-        ends=containers.ends,
-        host_policy=None
-        if facts.host_firewall
-        else _host_policy(desired, containers.bindings, _pairs(desired, scope.pairs, now), ()),
-        container_policies=containers.policies,
-        containers=containers.engine,
+        ports=parts.ports,
+        ends=parts.ends,
+        host_policy=host_policy(desired, parts.host, pairs_of(desired, scope.pairs, now), ()),
+        container_policies=parts.policies,
+        containers=parts.engine,
+        sandboxes=parts.sandboxes,
     )
 
 
-def touched_policies(desired: DesiredIndex, observed: HostState, scope: Scope) -> Mapping[str, Iterable[str]]:
-    """Return the containers of which only single openings are in scope, each with the partners in question.
+def touched_endpoints(scope: Scope, endpoints: Endpoints) -> Mapping[str, frozenset[Endpoint]]:
+    """Return the endpoints to look at whole, each with the forms it has or had.
+
+    They are those in scope, and those that have an address in scope: whether one's port is opened depends
+    on whom its address is recorded for.
+    """
+    touched = {key: set(forms) for key, forms in scope.endpoints.items()}
+    addresses = {address for of_one in scope.containers.values() for address in of_one}
+    addresses.update(form.address for forms in scope.endpoints.values() for form in forms)
+    for address in addresses:
+        key = endpoints.by_address.get(address)
+        if key is not None:
+            touched.setdefault(key, set()).add(endpoints.by_key[key])
+    return {key: frozenset(forms) for key, forms in touched.items()}
+
+
+def touched_policies(
+    desired: DesiredIndex, observed: HostState, scope: Scope, endpoints: Endpoints
+) -> Mapping[str, Iterable[str]]:
+    """Return the containers and endpoints of which only single openings are in scope, with the partners.
 
     Only where layer 1 stands already: else it is put in place whole, when the container is looked at.
     """
+    whole = {*scope.containers, *touched_endpoints(scope, endpoints)}
     touched: dict[str, list[str]] = {}
     for one, other in scope.pairs:
         for address, partner in ((one, other), (other, one)):
-            identifier = desired.by_address.get(address)
-            if (
-                identifier is not None
-                and identifier not in scope.containers
-                and identifier in observed.container_policies
-            ):
-                touched.setdefault(identifier, []).append(partner)
+            for identifier in (desired.by_address.get(address), endpoints.by_address.get(address)):
+                if (
+                    identifier is not None
+                    and identifier not in whole
+                    and identifier in observed.container_policies
+                ):
+                    touched.setdefault(identifier, []).append(partner)
     return touched
 
 
-class _Containers:
-    """Collects what the containers of a node need, one by one."""
+class _Parts:
+    """Collects what the containers and endpoints of a node need, one by one."""
 
-    def __init__(self, desired: DesiredIndex, facts: HostFacts, observed: HostState) -> None:
-        self._desired = desired
-        self._facts = facts
-        self._observed = observed
+    def __init__(self, desired: DesiredIndex, facts: HostFacts, observed: HostState, now: float) -> None:
+        self.desired = desired
+        self.facts = facts
+        self.observed = observed
+        self.now = now
         self.engine: dict[str, EngineContainer] = {}
         self.ports: dict[str, ContainerPort] = {}
         self.ends: dict[str, ContainerEnd] = {}
         self.policies: dict[str, ContainerPolicy] = {}
-        self.bindings: list[PortBinding] = []
+        self.sandboxes: dict[str, bool] = {}
+        self.host = HostElements()
 
-    def add(self, identifier: str) -> None:
+    def add(self, container: PlacedContainer) -> None:
         """Take one container of the desired state in."""
-        container = self._desired.containers[identifier]
-        seen = self._observed.containers.get(identifier)
-        if _hindrance(container, self._facts):
+        if container.origin == "engine":
+            return
+        identifier = container.id
+        seen = self.observed.containers.get(identifier)
+        if _hindrance(container, self.facts):
             if seen is not None:
                 self.engine[identifier] = seen
             return
         goal = _engine_goal(container, seen)
         self.engine[identifier] = goal
-        if not self._has_link(identifier, seen, goal):
+        if container.workload.engine == DOCKER or not self._has_link(identifier, seen, goal):
             return
-        header = self._desired.header
+        header = self.desired.header
         device = names.port_device(identifier)
         self.ports[device] = ContainerPort(device=device, mtu=header.mtu)
         self.ends[identifier] = _end(header, container.address)
-        self.bindings.append(PortBinding(device, mac_of(container.address), container.address))
+        self.policies[identifier] = container_policy(self.desired, container.address, self.now)
+        self.host.bindings.append(PortBinding(device, mac_of(container.address), container.address))
 
     def _has_link(self, identifier: str, seen: EngineContainer | None, goal: EngineContainer) -> bool:
         if seen is None or seen.state not in ENDED or goal.state == "running":
             return True
-        return identifier in self._observed.ends or identifier in self._observed.container_policies
+        return identifier in self.observed.ends or identifier in self.observed.container_policies
+
+    def add_endpoint(self, endpoint: Endpoint, endpoints: Endpoints) -> None:
+        """Take one of Docker's endpoints in.
+
+        What opens its port comes last: once layer 1 stands in its namespace, and the broker has recorded
+        its address for its container.
+        """
+        if not endpoint.sandbox or self.facts.firewall == "none":
+            return
+        key, address = endpoint.key, endpoint.address
+        device = names.port_device(key)
+        self.sandboxes[key] = self.observed.sandboxes.get(key, False)
+        self.ports[device] = ContainerPort(device=device, mtu=self.desired.header.mtu)
+        if not self.sandboxes[key]:
+            return
+        self.policies[key] = endpoint_policy(self.desired, endpoint, self.now)
+        stands = self.observed.container_policies.get(key)
+        if (
+            stands is None
+            or stands.address != address
+            or endpoints.by_address.get(address) != key
+            or not is_recorded(self.desired, endpoint)
+        ):
+            return
+        self.host.bindings.append(PortBinding(device, mac_of(address), address))
+        self.host.published.extend(endpoint.publications)
+        if endpoint.internal:
+            self.host.internal.append(address)
 
 
 def _engine_goal(container: PlacedContainer, seen: EngineContainer | None) -> EngineContainer:
@@ -228,19 +301,12 @@ def _engine_goal(container: PlacedContainer, seen: EngineContainer | None) -> En
 
 
 def _bridge(header: NodeState) -> Bridge:
-    address, length = _gateway(header)
+    address, length = gateway_of(header)
     return Bridge(address=f"{address}/{length}", mtu=header.mtu, mac=mac_of(address))
 
 
-def _gateway(header: NodeState) -> tuple[str, str]:
-    """Return the bridge's address and the block's length."""
-    if header.block is None:
-        raise ValueError("a removed node has no bridge")
-    return bridge_address(header.block), header.block.partition("/")[2]
-
-
 def _end(header: NodeState, address: str) -> ContainerEnd:
-    gateway, length = _gateway(header)
+    gateway, length = gateway_of(header)
     return ContainerEnd(address=f"{address}/{length}", gateway=gateway, mtu=header.mtu, mac=mac_of(address))
 
 
@@ -273,12 +339,12 @@ def _tunnel(header: NodeState, facts: HostFacts, peer: Peer) -> Tunnel | None:
         mtu=peer.mtu,
         vni=peer.vni if vxlan else 0,
         port=VXLAN_PORT if vxlan else 0,
-        mac=mac_of(_gateway(header)[0]) if vxlan else "",
+        mac=mac_of(gateway_of(header)[0]) if vxlan else "",
     )
 
 
 def _route(header: NodeState, facts: HostFacts, peer: Peer) -> Route:
-    source = _gateway(header)[0]
+    source = gateway_of(header)[0]
     if peer.encapsulation == "direct":
         return Route(
             block=peer.block, device=facts.underlay_device, source=source, via=peer.underlay, mtu=peer.mtu
@@ -300,95 +366,3 @@ def _tunnel_policy(facts: HostFacts, peer: Peer) -> TunnelPolicy:
         vni=peer.vni if peer.encapsulation == "vxlan" else 0,
         mac=peer.underlay_mac if direct else "",
     )
-
-
-# --- policies ---------------------------------------------------------------------------------------
-
-
-def _host_policy(
-    desired: DesiredIndex,
-    bindings: Iterable[PortBinding],
-    pairs: Iterable[Pair],
-    tunnels: Iterable[TunnelPolicy],
-) -> HostPolicy:
-    header = desired.header
-    gateway, _ = _gateway(header)
-    return HostPolicy(
-        bridge=names.BRIDGE,
-        address=gateway,
-        block=header.block or "",
-        supernet=header.supernet,
-        resolver=gateway,
-        closed=desired.closed,
-        bindings=frozenset(bindings),
-        pairs=frozenset(pairs),
-        tunnels=frozenset(tunnels),
-        vxlan_port=VXLAN_PORT,
-    )
-
-
-def _pairs(desired: DesiredIndex, pairs: Iterable[PairKey], now: float) -> Iterable[Pair]:
-    for pair in pairs:
-        open_now = [permit.expires_at for permit in _unexpired(desired.between(pair), now)]
-        if open_now:
-            yield Pair(*pair, expires_at=_latest(open_now))
-
-
-def _unexpired(permits: Iterable[Permit], now: float) -> Iterable[Permit]:
-    return (permit for permit in permits if permit.expires_at is None or permit.expires_at > now)
-
-
-def _latest(times: Iterable[float | None]) -> float | None:
-    """Return the last of some points in time, of which None is never."""
-    latest = 0.0
-    for time in times:
-        if time is None:
-            return None
-        latest = max(latest, time)
-    return latest
-
-
-def openings(permit: Permit, address: str) -> tuple[Opening | None, Opening | None]:
-    """Return what `permit` opens at the container with `address`: inbound, and outbound."""
-    peer = permit.source if address == permit.destination else permit.destination
-    opening = Opening(peer, permit.port.protocol, permit.port.number, permit.expires_at)
-    both = permit.port.protocol == "any"
-    inbound = both or address == permit.destination
-    outbound = both or address == permit.source
-    return (opening if inbound else None), (opening if outbound else None)
-
-
-def _container_policy(
-    desired: DesiredIndex, identifier: str, now: float, partners: Iterable[str] | None = None
-) -> ContainerPolicy:
-    """Return layer 1 of a container; with `partners`, only the openings towards those."""
-    address = desired.containers[identifier].address
-    inbound: list[Opening] = []
-    outbound: list[Opening] = []
-    for partner in desired.partners_of(address) if partners is None else partners:
-        for permit in _unexpired(desired.between(pair_key(address, partner)), now):
-            into, out_of = openings(permit, address)
-            if into is not None:
-                inbound.append(into)
-            if out_of is not None:
-                outbound.append(out_of)
-    gateway, _ = _gateway(desired.header)
-    return ContainerPolicy(
-        address=address,
-        gateway=gateway,
-        resolver=gateway,
-        closed=desired.closed,
-        inbound=_longest(inbound),
-        outbound=_longest(outbound),
-    )
-
-
-def _longest(found: Iterable[Opening]) -> frozenset[Opening]:
-    """Of openings that differ in their lifetime alone, keep the one that lasts longest."""
-    lasting: dict[tuple[str, str, int], Opening] = {}
-    for opening in found:
-        key = (opening.peer, opening.protocol, opening.port)
-        other = lasting.get(key)
-        if other is None or _latest((other.expires_at, opening.expires_at)) == opening.expires_at:
-            lasting[key] = opening
-    return frozenset(lasting.values())

@@ -15,6 +15,7 @@ from nodeagent.ops import (
     DeleteTunnel,
     SetBridge,
     SetEnd,
+    SetEndpoint,
     SetPort,
     SetRoute,
     SetSysctl,
@@ -23,13 +24,16 @@ from nodeagent.ops import (
 
 KernelOp = (
     SetSysctl | SetBridge | DeleteBridge | SetTunnel | DeleteTunnel | SetRoute | DeleteRoute
-    | SetPort | SetEnd | DeletePort
+    | SetPort | SetEnd | SetEndpoint | DeletePort
 )  # fmt: skip
 
 
 @attrs.frozen
 class Links:
-    """What a kernel holds of ours; the fields of `HostState` with the same names."""
+    """What a kernel holds of ours; the fields of `HostState` with the same names.
+
+    Among the ports are Docker endpoints', and far ends of theirs that lost their port.
+    """
 
     bridge: Bridge | None
     sysctls: Mapping[str, str]

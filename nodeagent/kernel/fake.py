@@ -17,6 +17,7 @@ from nodeagent.ops import (
     DeleteTunnel,
     SetBridge,
     SetEnd,
+    SetEndpoint,
     SetPort,
     SetRoute,
     SetSysctl,
@@ -63,6 +64,8 @@ class FakeKernel:
         writes: Operations tried so far: the messages an agent has sent to the kernel.
         observations: Calls of `observe` so far.
         containers: Container id by device of its port.
+        far_ends: By device of an endpoint's port: the Ethernet address of its far end, and where that is, a
+            name of the node's own links or, once a test let Docker move it, empty.
     """
 
     host_facts: HostFacts = FACTS
@@ -73,6 +76,7 @@ class FakeKernel:
     ports: dict[str, ContainerPort] = attrs.field(factory=dict)
     ends: dict[str, ContainerEnd] = attrs.field(factory=dict)
     containers: dict[str, str] = attrs.field(factory=dict)
+    far_ends: dict[str, tuple[str, str]] = attrs.field(factory=dict)
     refuse: dict[type, str] = attrs.field(factory=dict)
     refuse_at: dict[int, str] = attrs.field(factory=dict)
     crash_before: Callable[[int], None] = attrs.field(default=lambda _number: None)
@@ -115,6 +119,18 @@ class FakeKernel:
             errors.append(text)
             self.crash_after(number)
         return errors
+
+    def docker_moves(self, key: str) -> None:
+        """Let Docker move an endpoint's far end into a container.
+
+        Raises:
+            KeyError: It is not there to be moved.
+        """
+        device, name = names.port_device(key), names.endpoint_link(key)
+        mac, found = self.far_ends[device]
+        if found != name:
+            raise KeyError(name)
+        self.far_ends[device] = (mac, "")
 
     @singledispatchmethod
     def _do(self, operation: KernelOp, _namespaces: Mapping[str, int]) -> None:
@@ -183,6 +199,14 @@ class FakeKernel:
             )
 
     @_do.register
+    def _(self, operation: SetEndpoint, _namespaces: Mapping[str, int]) -> None:
+        if self.bridge is None:
+            raise _RefusedError("there is no bridge")
+        device = operation.port.device
+        self.ports[device] = operation.port
+        self.far_ends.setdefault(device, (operation.mac, names.endpoint_link(operation.endpoint)))
+
+    @_do.register
     def _(self, operation: SetEnd, namespaces: Mapping[str, int]) -> None:
         if operation.container not in namespaces or operation.container not in self.ends:
             raise _RefusedError(f"container {operation.container} has no link")
@@ -194,6 +218,7 @@ class FakeKernel:
 
     def _delete_pair(self, device: str) -> None:
         self.ports.pop(device, None)
+        self.far_ends.pop(device, None)
         container = self.containers.pop(device, None)
         if container is not None:
             self.ends.pop(container, None)

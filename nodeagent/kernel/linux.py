@@ -11,7 +11,7 @@ import attrs
 
 from firewall_rules import names
 from netctl.errors import KernelError
-from nodeagent.kernel import decode, netlink, questions, sysctls
+from nodeagent.kernel import decode, netlink, ports, questions, sysctls
 from nodeagent.kernel.base import KernelOp, Links
 from nodeagent.kernel.channel import Channel, Refusal
 from nodeagent.kernel.host_facts import read_facts
@@ -22,7 +22,7 @@ from nodeagent.kernel.observe import (
     read_links,
     read_tunnel,
 )
-from nodeagent.kernel_state import ContainerEnd, HostFacts
+from nodeagent.kernel_state import ContainerEnd, ContainerPort, HostFacts
 from nodeagent.ops import (
     DeleteBridge,
     DeletePort,
@@ -30,6 +30,7 @@ from nodeagent.ops import (
     DeleteTunnel,
     SetBridge,
     SetEnd,
+    SetEndpoint,
     SetPort,
     SetRoute,
     SetSysctl,
@@ -39,6 +40,7 @@ from nodeagent.ops import (
 _FULL = str(
     KernelError("the node's bridge is full: it takes 1,023 containers", "run the container on another node")
 )
+_NO_BRIDGE = "there is no bridge to put the container on"
 _NO_NAMESPACE = "the container has no network namespace (any more)"
 
 
@@ -56,6 +58,7 @@ class LinuxKernel:
             SetRoute: self._set_routes,
             DeleteRoute: self._delete_routes,
             SetPort: self._set_ports,
+            SetEndpoint: self._set_endpoints,
             SetEnd: self._set_ends,
             DeletePort: self._delete_links,
         }
@@ -167,30 +170,20 @@ class LinuxKernel:
     def _set_ports(self, operations: Sequence[SetPort], namespaces: Mapping[str, int]) -> list[str]:
         bridge = self._channel.index(names.BRIDGE)
         if not bridge:
-            return ["there is no bridge to put the container on"] * len(operations)
+            return [_NO_BRIDGE] * len(operations)
         batches = []
         for operation in operations:
             namespace = namespaces.get(operation.container)
             batches.append([] if namespace is None else self._port_messages(operation, bridge, namespace))
-        made = self._send(batches)
-        batches = [
-            self._guard_messages(operation) if batch and refusal is None else []
-            for operation, batch, refusal in zip(operations, batches, made, strict=True)
+        errors = self._make_ports([(op.port, op.end.mac) for op in operations], batches)
+        return [
+            error if operation.container in namespaces else _NO_NAMESPACE
+            for operation, error in zip(operations, errors, strict=True)
         ]
-        guarded = self._send(batches)
-        errors = []
-        for operation, refusal in zip(operations, map(_first, zip(made, guarded, strict=True)), strict=True):
-            if operation.container not in namespaces:
-                errors.append(_NO_NAMESPACE)
-            elif refusal is not None and refusal.number == errno.EXFULL:
-                errors.append(_FULL)
-            else:
-                errors.append(_text(operation.port.device, refusal))
-        return errors
 
     def _port_messages(self, operation: SetPort, bridge: int, namespace: int) -> list[bytes]:
         port = operation.port
-        create = netlink.create_port(port, operation.end, bridge, namespace)
+        create = ports.create_port(port, operation.end, bridge, namespace)
         index = self._channel.index(port.device)
         if not index:
             return [create]
@@ -199,14 +192,46 @@ class LinuxKernel:
         if end is None or end.peer != index:
             # Its far end is gone or renamed, and a new one needs a new pair.
             return [netlink.delete_link(port.device), create]
-        return [netlink.port_down(port, bridge)]
+        return [ports.port_down(port, bridge)]
 
-    def _guard_messages(self, operation: SetPort) -> list[bytes]:
-        index = self._channel.index(operation.port.device)
-        return [
-            netlink.fix_port_address(index, operation.end.mac),
-            netlink.guard_port(operation.port),
+    def _set_endpoints(self, operations: Sequence[SetEndpoint], _: Mapping[str, int]) -> list[str]:
+        bridge = self._channel.index(names.BRIDGE)
+        if not bridge:
+            return [_NO_BRIDGE] * len(operations)
+        # Where a far end is once Docker has moved it, it stays as long as its port.
+        batches = [
+            [
+                ports.port_down(op.port, bridge)
+                if self._channel.index(op.port.device)
+                else ports.create_endpoint(op.port, op.endpoint, op.mac, bridge)
+            ]
+            for op in operations
         ]
+        return self._make_ports([(op.port, op.mac) for op in operations], batches)
+
+    def _make_ports(
+        self, wanted: Sequence[tuple[ContainerPort, str]], batches: Sequence[Sequence[bytes]]
+    ) -> list[str]:
+        """Make or mend ports, then guard them and bring them up, all together.
+
+        Args:
+            wanted: Each port, and the Ethernet address of its far end.
+            batches: What makes each port, down; empty: it is not made.
+        """
+        made = self._send(batches)
+        guards = [
+            self._guard_messages(port, mac) if batch and refusal is None else []
+            for (port, mac), batch, refusal in zip(wanted, batches, made, strict=True)
+        ]
+        guarded = self._send(guards)
+        return [
+            _FULL if refusal is not None and refusal.number == errno.EXFULL else _text(port.device, refusal)
+            for (port, _), refusal in zip(wanted, map(_first, zip(made, guarded, strict=True)), strict=True)
+        ]
+
+    def _guard_messages(self, port: ContainerPort, mac: str) -> list[bytes]:
+        index = self._channel.index(port.device)
+        return [ports.fix_port_address(index, mac), ports.guard_port(port)]
 
     def _set_ends(self, operations: Sequence[SetEnd], namespaces: Mapping[str, int]) -> list[str]:
         errors = []

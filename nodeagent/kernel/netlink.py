@@ -1,5 +1,7 @@
 """The rtnetlink messages we send, as bytes; sequence numbers are the channel's to fill in.
 
+Those that concern containers' ports are in `nodeagent.kernel.ports`.
+
 Encoding is pyroute2's (its own sockets fork, or take a millisecond a call). Meanings are those of
 rtnetlink(7) and linux/if_link.h, linux/rtnetlink.h, linux/if_tunnel.h. Nothing here talks to a kernel.
 """
@@ -8,13 +10,11 @@ from __future__ import annotations
 
 import functools
 import socket
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from firewall_rules import names
-from nodeagent.kernel.decode import ALL_GROUPS
-from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
+from nodeagent.kernel_state import Bridge, Route, Tunnel
 
 NEWLINK: Final = 16
 DELLINK: Final = 17
@@ -25,22 +25,19 @@ DELROUTE: Final = 25
 NEWNEIGH: Final = 28
 DELNEIGH: Final = 29
 
-_REQUEST = 0x1
-_REPLACE = 0x100
-_EXCL = 0x200
-_CREATE = 0x400
+REQUEST = 0x1
+REPLACE = 0x100
+EXCL = 0x200
+CREATE = 0x400
 
-_IFF_UP = 1
+IFF_UP = 1
 _AF_INET = 2
-_AF_BRIDGE = 7
 _TABLE_MAIN = 254
 _SCOPE_LINK = 253
 _UNICAST = 1
 _PROTOCOL_BOOT = 3
 _ONLINK = 4
-_NUD_NOARP = 0x40
 _NUD_PERMANENT = 0x80
-_NTF_MASTER = 0x04
 _TTL = 64  # fixed, since a tunnel that inherits the inner TTL cannot have its path MTU discovered
 
 Attributes = Sequence[tuple[str, Any]]
@@ -64,30 +61,33 @@ def load() -> None:
     _encoders()
 
 
-def _message(kind: str, number: int, modifiers: int, attributes: Attributes, **fields: int) -> bytes:
-    message = _encoders()[kind]()
-    message["header"]["type"] = number
-    message["header"]["flags"] = _REQUEST | modifiers
+def message(kind: str, number: int, modifiers: int, attributes: Attributes, **fields: int) -> bytes:
+    """Return a message of a `kind` of `_encoders`."""
+    encoder = _encoders()[kind]()
+    encoder["header"]["type"] = number
+    encoder["header"]["flags"] = REQUEST | modifiers
     for name, value in fields.items():
-        message[name] = value
-    message["attrs"] = list(attributes)
-    message.encode()
-    return bytes(message.data)
+        encoder[name] = value
+    encoder["attrs"] = list(attributes)
+    encoder.encode()
+    return bytes(encoder.data)
 
 
-def _link(number: int, flags: int, attributes: Attributes, *, up: bool = False, index: int = 0) -> bytes:
-    state = {"flags": _IFF_UP, "change": _IFF_UP} if up else {}
-    return _message("ifinfmsg", number, flags, attributes, index=index, **state)
+def link(number: int, flags: int, attributes: Attributes, *, up: bool = False, index: int = 0) -> bytes:
+    """Return a message about one link; with `up` it is brought up."""
+    state = {"flags": IFF_UP, "change": IFF_UP} if up else {}
+    return message("ifinfmsg", number, flags, attributes, index=index, **state)
 
 
-def _link_info(kind: str, data: Attributes) -> tuple[str, Any]:
+def link_info(kind: str, data: Attributes) -> tuple[str, Any]:
+    """Return the attribute that says what kind of link it is."""
     return (
         "IFLA_LINKINFO",
         {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", {"attrs": list(data)})]},
     )
 
 
-class _Template:
+class Template:
     """A message encoded once for all that differ in values of fixed lengths only: a fiftieth of the time.
 
     Args:
@@ -100,22 +100,22 @@ class _Template:
         self._values = [(len(one), _places(message, one)) for one in placeholders]
 
     def fill(self, *values: bytes) -> bytes:
-        """Return the message with `values` in the placeholders' order."""
-        message = bytearray(self._message)
+        """Return the message with `values` in the placeholders' order.
+
+        Raises:
+            ValueError: A value has another length than its placeholder.
+        """
+        filled = bytearray(self._message)
         for value, (length, places) in zip(values, self._values, strict=True):
             if len(value) != length:
                 raise ValueError(f"{value!r} has not {length} bytes")
             for place in places:
-                message[place : place + length] = value
-        return bytes(message)
+                filled[place : place + length] = value
+        return bytes(filled)
 
 
 def _places(message: bytes, placeholder: bytes) -> list[int]:
     return [place for place in range(len(message)) if message.startswith(placeholder, place)]
-
-
-def _mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))
 
 
 # --- links ------------------------------------------------------------------------------------------
@@ -127,13 +127,13 @@ def set_bridge(bridge: Bridge) -> bytes:
     Without MTU, which a create message sets in a way that the kernel does not hold against the next
     port's: `set_link` follows.
     """
-    return _link(
+    return link(
         NEWLINK,
-        _CREATE,
+        CREATE,
         [
             ("IFLA_IFNAME", names.BRIDGE),
             ("IFLA_ADDRESS", bridge.mac),
-            _link_info(
+            link_info(
                 "bridge",
                 # VLAN filtering is off in a new bridge, and not every kernel has the switch.
                 [("IFLA_BR_STP_STATE", 0), ("IFLA_BR_MCAST_SNOOPING", 0)],
@@ -150,105 +150,7 @@ def set_link(device: str, *, mtu: int = 0, mac: str = "") -> bytes:
         attributes.append(("IFLA_MTU", mtu))
     if mac:
         attributes.append(("IFLA_ADDRESS", mac))
-    return _link(NEWLINK, 0, attributes, up=True)
-
-
-def create_port(port: ContainerPort, end: ContainerEnd, bridge: int, namespace: int) -> bytes:
-    """Make a veth pair, both ends down: near end on the bridge of index `bridge`, far end in `namespace`.
-
-    The far end must not be up here (the kernel answers ENOTCONN), the near end not before `guard_port` has
-    brought it up: a port that comes up takes what it is sent. The near end has an address of its
-    own choosing by us too, since udev replaces random ones a moment later.
-
-    Raises:
-        ValueError: The device's name has another length than all of ours.
-    """
-    return _port_template(port.mtu, end.mtu, bridge).fill(
-        port.device.encode(), _mac(near_mac(end.mac)), _mac(end.mac), struct.pack("=I", namespace)
-    )
-
-
-_SOME_DEVICE = names.port_device("f" * 32)
-_SOME_MACS = ("fe:fe:fe:fe:fe:fd", "fe:fe:fe:fe:fe:fc")
-_SOME_NAMESPACE = 0x7E7D7C7B
-
-
-@functools.lru_cache(maxsize=16)
-def _port_template(mtu: int, end_mtu: int, bridge: int) -> _Template:
-    near, far = _SOME_MACS
-    peer = [
-        ("IFLA_IFNAME", names.CONTAINER_LINK),
-        ("IFLA_MTU", end_mtu),
-        ("IFLA_ADDRESS", far),
-        ("IFLA_NET_NS_FD", _SOME_NAMESPACE),
-    ]
-    message = _link(
-        NEWLINK,
-        _CREATE | _EXCL,
-        [
-            ("IFLA_IFNAME", _SOME_DEVICE),
-            ("IFLA_MTU", mtu),
-            ("IFLA_ADDRESS", near),
-            ("IFLA_MASTER", bridge),
-            _link_info("veth", [("VETH_INFO_PEER", {"attrs": peer})]),
-        ],
-    )
-    namespace = struct.pack("=I", _SOME_NAMESPACE)
-    return _Template(message, _SOME_DEVICE.encode(), _mac(near), _mac(far), namespace)
-
-
-def port_down(port: ContainerPort, bridge: int) -> bytes:
-    """Bring a port down, with its MTU, on the bridge of index `bridge`: `guard_port` follows."""
-    attributes = [("IFLA_IFNAME", port.device), ("IFLA_MTU", port.mtu), ("IFLA_MASTER", bridge)]
-    return _message("ifinfmsg", NEWLINK, 0, attributes, change=_IFF_UP)
-
-
-def guard_port(port: ContainerPort) -> bytes:
-    """Bring a port up, with the settings that leave a container no way past the bridge's rules.
-
-    A frame to a bridge group address would otherwise go to the host itself, past every rule, and the bridge
-    would believe its source; a frame for an address that the bridge does not know, to every container.
-    """
-    return _guard_template().fill(port.device.encode())
-
-
-@functools.cache
-def _guard_template() -> _Template:
-    settings = [
-        ("IFLA_BRPORT_LEARNING", 0),
-        ("IFLA_BRPORT_UNICAST_FLOOD", 0),
-        ("IFLA_BRPORT_MCAST_FLOOD", 0),
-        ("IFLA_BRPORT_GROUP_FWD_MASK", ALL_GROUPS),
-    ]
-    as_port = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": settings})]
-    attributes = [("IFLA_IFNAME", _SOME_DEVICE), ("IFLA_LINKINFO", {"attrs": as_port})]
-    return _Template(_link(NEWLINK, 0, attributes, up=True), _SOME_DEVICE.encode())
-
-
-def fix_port_address(index: int, mac: str) -> bytes:
-    """Have the bridge know that `mac` is behind the port of `index`, and behind no other."""
-    return _port_address_template().fill(struct.pack("=i", index), _mac(mac))
-
-
-@functools.cache
-def _port_address_template() -> _Template:
-    message = _message(
-        "ndmsg",
-        NEWNEIGH,
-        _CREATE | _REPLACE,
-        [("NDA_LLADDR", _SOME_MACS[0])],
-        family=_AF_BRIDGE,
-        ifindex=_SOME_NAMESPACE,
-        state=_NUD_NOARP,
-        flags=_NTF_MASTER,
-    )
-    return _Template(message, struct.pack("=i", _SOME_NAMESPACE), _mac(_SOME_MACS[0]))
-
-
-def near_mac(end_mac: str) -> str:
-    """Return the Ethernet address of the near end of a pair: the far end's with the next second byte."""
-    first, second, rest = end_mac.split(":", 2)
-    return f"{first}:{(int(second, 16) + 1) % 256:02x}:{rest}"
+    return link(NEWLINK, 0, attributes, up=True)
 
 
 def create_tunnel(tunnel: Tunnel) -> bytes:
@@ -258,7 +160,7 @@ def create_tunnel(tunnel: Tunnel) -> bytes:
         ValueError: `tunnel.encapsulation` has no device.
     """
     if tunnel.encapsulation == "gre":
-        info = _link_info(
+        info = link_info(
             "gre",
             [
                 ("IFLA_GRE_LOCAL", tunnel.local),
@@ -268,7 +170,7 @@ def create_tunnel(tunnel: Tunnel) -> bytes:
             ],
         )
     elif tunnel.encapsulation == "vxlan":
-        info = _link_info(
+        info = link_info(
             "vxlan",
             [
                 ("IFLA_VXLAN_ID", tunnel.vni),
@@ -284,29 +186,29 @@ def create_tunnel(tunnel: Tunnel) -> bytes:
     attributes: list[tuple[str, Any]] = [("IFLA_IFNAME", tunnel.device), ("IFLA_MTU", tunnel.mtu)]
     if tunnel.mac:
         attributes.append(("IFLA_ADDRESS", tunnel.mac))
-    return _link(NEWLINK, _CREATE | _EXCL, [*attributes, info], up=True)
+    return link(NEWLINK, CREATE | EXCL, [*attributes, info], up=True)
 
 
 def delete_link(device: str) -> bytes:
     """Take one link out, and with a veth its far end."""
-    return _link(DELLINK, 0, [("IFLA_IFNAME", device)])
+    return link(DELLINK, 0, [("IFLA_IFNAME", device)])
 
 
 def doom_link(device: str) -> bytes:
     """Put a link among those that `delete_doomed` takes out."""
-    return _link(NEWLINK, 0, [("IFLA_IFNAME", device), ("IFLA_GROUP", names.LINK_GROUP_DOOMED)])
+    return link(NEWLINK, 0, [("IFLA_IFNAME", device), ("IFLA_GROUP", names.LINK_GROUP_DOOMED)])
 
 
 @functools.cache
 def delete_doomed() -> bytes:
     """Take out every doomed link at once: the kernel waits for its readers once, not once a link."""
-    return _link(DELLINK, 0, [("IFLA_GROUP", names.LINK_GROUP_DOOMED)])
+    return link(DELLINK, 0, [("IFLA_GROUP", names.LINK_GROUP_DOOMED)])
 
 
 @functools.cache
 def loopback_up() -> bytes:
     """Bring loopback up, which has index 1 in every namespace."""
-    return _link(NEWLINK, 0, [], up=True, index=1)
+    return link(NEWLINK, 0, [], up=True, index=1)
 
 
 # --- addresses, routes, neighbours ------------------------------------------------------------------
@@ -314,7 +216,7 @@ def loopback_up() -> bytes:
 
 def add_address(index: int, address: str) -> bytes:
     """Give the link of `index` an address, ``a.b.c.d/len``."""
-    return _address(NEWADDR, _CREATE | _REPLACE, index, address)
+    return _address(NEWADDR, CREATE | REPLACE, index, address)
 
 
 def delete_address(index: int, address: str) -> bytes:
@@ -331,8 +233,8 @@ def _address(number: int, modifiers: int, index: int, address: str) -> bytes:
 
 
 @functools.lru_cache(maxsize=64)
-def _address_template(number: int, modifiers: int, index: int, length: int) -> _Template:
-    message = _message(
+def _address_template(number: int, modifiers: int, index: int, length: int) -> Template:
+    encoded = message(
         "ifaddrmsg",
         number,
         modifiers,
@@ -341,16 +243,16 @@ def _address_template(number: int, modifiers: int, index: int, length: int) -> _
         prefixlen=length,
         index=index,
     )
-    return _Template(message, socket.inet_aton(_SOME_ADDRESS))
+    return Template(encoded, socket.inet_aton(_SOME_ADDRESS))
 
 
 @functools.lru_cache(maxsize=64)
 def set_default_route(index: int, gateway: str) -> bytes:
     """Route everything by `gateway` along the link of `index`."""
-    return _message(
+    return message(
         "rtmsg",
         NEWROUTE,
-        _CREATE | _REPLACE,
+        CREATE | REPLACE,
         [("RTA_GATEWAY", gateway), ("RTA_OIF", index)],
         family=_AF_INET,
         table=_TABLE_MAIN,
@@ -371,10 +273,10 @@ def set_route(route: Route, index: int, *, replace: bool) -> bytes:
         attributes.append(("RTA_GATEWAY", route.via))
     if route.mtu:
         attributes.append(("RTA_METRICS", {"attrs": [("RTAX_MTU", route.mtu)]}))
-    return _message(
+    return message(
         "rtmsg",
         NEWROUTE,
-        _CREATE | (_REPLACE if replace else _EXCL),
+        CREATE | (REPLACE if replace else EXCL),
         attributes,
         family=_AF_INET,
         dst_len=int(length),
@@ -389,7 +291,7 @@ def set_route(route: Route, index: int, *, replace: bool) -> bytes:
 def delete_route(block: str) -> bytes:
     """Take our own route to a block out."""
     plain, _, length = block.partition("/")
-    return _message(
+    return message(
         "rtmsg",
         DELROUTE,
         0,
@@ -404,10 +306,10 @@ def delete_route(block: str) -> bytes:
 
 def set_neighbour(index: int, address: str, mac: str) -> bytes:
     """Fix the Ethernet address of `address` on the link of `index`."""
-    return _message(
+    return message(
         "ndmsg",
         NEWNEIGH,
-        _CREATE | _REPLACE,
+        CREATE | REPLACE,
         [("NDA_DST", address), ("NDA_LLADDR", mac)],
         family=_AF_INET,
         ifindex=index,
@@ -417,4 +319,4 @@ def set_neighbour(index: int, address: str, mac: str) -> bytes:
 
 def delete_neighbour(index: int, address: str) -> bytes:
     """Take a fixed neighbour out."""
-    return _message("ndmsg", DELNEIGH, 0, [("NDA_DST", address)], family=_AF_INET, ifindex=index)
+    return message("ndmsg", DELNEIGH, 0, [("NDA_DST", address)], family=_AF_INET, ifindex=index)

@@ -24,11 +24,16 @@ def read_links(channel: Channel, namespaces: Mapping[str, int]) -> Links:
     """
     named: dict[int, str] = {}
     ours: dict[str, decode.Link] = {}
+    waiting: list[decode.Link] = []
     for answer in channel.dump(questions.dump_links()):
         index, name = decode.link_name(answer.body)
         named[index] = name
         if is_ours(name):
             ours[name] = decode.link(answer.body)
+        elif name.startswith(names.ENDPOINT_PREFIX):
+            waiting.append(decode.link(answer.body))
+    # A far end that Docker has not moved, or has moved back, goes with its port; without one it is a stray.
+    strays = [link for link in waiting if not named.get(link.peer, "").startswith(names.PORT_PREFIX)]
     bridge = ours.get(names.BRIDGE)
     tunnels = {n: _tunnel(link) for n, link in ours.items() if n.startswith(names.TUNNEL_PREFIX)}
     devices = [*(() if bridge is None else (bridge.name,)), *tunnels]
@@ -38,22 +43,25 @@ def read_links(channel: Channel, namespaces: Mapping[str, int]) -> Links:
         tunnels=tunnels,
         routes=_routes(channel, named),
         ports={
-            name: ContainerPort(
-                device=name,
+            link.name: ContainerPort(
+                device=link.name,
                 mtu=link.mtu,
                 up=link.up,
                 on_bridge=bridge is not None and link.master == bridge.index,
                 guarded=link.guarded,
             )
-            for name, link in ours.items()
-            if name.startswith(names.PORT_PREFIX)
+            for link in (*ours.values(), *strays)
+            if link.name.startswith((names.PORT_PREFIX, names.ENDPOINT_PREFIX))
         },
         ends=_ends(namespaces),
     )
 
 
 def is_ours(name: str) -> bool:
-    """Tell whether a link of the node is one of ours, by its name."""
+    """Tell whether a link of the node is one of ours, by its name.
+
+    The far ends of Docker's endpoints are not among them: Docker moves and renames them.
+    """
     return name == names.BRIDGE or name.startswith((names.PORT_PREFIX, names.TUNNEL_PREFIX))
 
 

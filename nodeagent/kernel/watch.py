@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import attrs
+
 from firewall_rules import names
 from nodeagent.kernel import decode, netlink, questions
 from nodeagent.kernel.channel import Answer, Channel
@@ -24,7 +26,7 @@ class LinkWatch:
         self._channel = Channel(groups=_GROUPS)
         with Channel() as channel:
             links = (decode.link(answer.body) for answer in channel.dump(questions.dump_links()))
-            self._links = {link.index: link for link in links if is_ours(link.name)}
+            self._links = {link.index: attrs.evolve(link, peer=0) for link in links if is_ours(link.name)}
 
     def fileno(self) -> int:
         """Return the descriptor to poll; readable: call `foreign_change`."""
@@ -62,7 +64,8 @@ class LinkWatch:
     def _link_changed(self, notice: Answer) -> str:
         if decode.family(notice.body) != 0:
             return ""  # a bridge's view of its port
-        link = decode.link(notice.body)
+        # The index of a port's far end may become another one as Docker moves that.
+        link = attrs.evolve(decode.link(notice.body), peer=0)
         if not is_ours(link.name) and link.index not in self._links:
             return ""
         before = self._links.get(link.index)

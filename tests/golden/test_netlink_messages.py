@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from netctl.model import mac_of
-from nodeagent.kernel import decode, netlink, questions
+from nodeagent.kernel import decode, netlink, ports, questions
 from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
 
 GOLDEN = Path(__file__).parent / "netlink_messages.txt"
@@ -27,10 +27,10 @@ END = ContainerEnd("10.1.0.2/16", "10.1.0.1", 1450, mac_of("10.1.0.2"))
 MESSAGES = {
     "bridge": netlink.set_bridge(Bridge("10.1.0.1/16", 1450, mac_of("10.1.0.1"))),
     "bridge up": netlink.set_link("netctl0", mtu=1450, mac=mac_of("10.1.0.1")),
-    "port": netlink.create_port(PORT, END, bridge=5, namespace=9),
-    "port down": netlink.port_down(PORT, 5),
-    "port guarded": netlink.guard_port(PORT),
-    "port's address": netlink.fix_port_address(6, END.mac),
+    "port": ports.create_port(PORT, END, bridge=5, namespace=9),
+    "port down": ports.port_down(PORT, 5),
+    "port guarded": ports.guard_port(PORT),
+    "port's address": ports.fix_port_address(6, END.mac),
     "port doomed": netlink.doom_link(PORT.device),
     "the doomed deleted": netlink.delete_doomed(),
     "tunnel gre": netlink.create_tunnel(GRE),
