@@ -146,7 +146,7 @@ class Workload:
         env: Pairs of name and value, added to a minimal environment.
         user: ``uid[:gid]`` or a name; empty: the engine's default.
         cap_add: Capabilities beyond the engine's default set, e.g. ``NET_ADMIN``.
-        workdir: Absolute directory to start in.
+        workdir: Absolute directory to start in; with ``docker`` empty: the image's own.
         image: With ``docker``: what it is made from.
         volumes: With ``docker``: ``SRC:DST`` or ``SRC:DST:ro``, as `docker run -v` takes them.
         labels: With ``docker``: pairs of name and value.

@@ -10,7 +10,7 @@ from typing import Literal
 
 import attrs
 
-from netctl.model import NodeFacts, Port, Workload
+from netctl.model import DockerContainer, NodeFacts, Port, Workload
 
 
 @attrs.frozen
@@ -76,6 +76,62 @@ class RemoveNode:
 
 
 @attrs.frozen
+class BindNode:
+    """Say whose the containers are that a node's Docker users make; None: nobody's."""
+
+    node: str
+    account: str | None
+
+
+@attrs.frozen
+class LabelNode:
+    """Change a node's labels: put `labels` over what is there, after `removed` went."""
+
+    node: str
+    labels: tuple[tuple[str, str], ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class AttachContainer:
+    """A node reported a container that Docker's user made on it, or how such a one is now."""
+
+    node: str
+    container: DockerContainer
+
+
+@attrs.frozen
+class DetachContainer:
+    """A node reported that a container which Docker's user made on it is gone."""
+
+    node: str
+    id: str
+
+
+@attrs.frozen
+class SyncContainers:
+    """A node reported all containers that Docker's users have on it: what is not among them is gone."""
+
+    node: str
+    containers: tuple[DockerContainer, ...]
+
+
+@attrs.frozen
+class LeaseAddress:
+    """A node asks for an address of its block on lease, since Docker's user asked for that very one."""
+
+    node: str
+    address: str
+
+
+@attrs.frozen
+class TopUpLeases:
+    """Addresses have become free: lease as many to a node as it is to have."""
+
+    node: str
+
+
+@attrs.frozen
 class AddContainer:
     """Record a container.
 
@@ -83,6 +139,7 @@ class AddContainer:
         id: Fresh and random.
         node: Where, or None to choose among `ready`.
         ready: Nodes with a live session.
+        constraints: Labels the node must have, with their values.
     """
 
     id: str
@@ -91,6 +148,7 @@ class AddContainer:
     workload: Workload
     node: str | None
     ready: frozenset[str]
+    constraints: tuple[tuple[str, str], ...] = ()
 
 
 @attrs.frozen
@@ -154,6 +212,7 @@ class Expire:
 
 
 Command = (
-    AddInvite | EnrolUser | EnrolNode | UpdateFacts | SetDraining | RemoveNode
+    AddInvite | EnrolUser | EnrolNode | UpdateFacts | SetDraining | RemoveNode | BindNode | LabelNode
+    | AttachContainer | DetachContainer | SyncContainers | LeaseAddress | TopUpLeases
     | AddContainer | SetWanted | DropContainer | AddConnections | DropConnections | Acknowledge | Expire
 )  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import attrs
+
 from netctl.broker import lookup
 from netctl.broker.commands import AddConnections, DropConnections, Expire
 from netctl.broker.draft import Draft, pair
@@ -34,6 +36,9 @@ def add_connections(draft: Draft, command: AddConnections) -> Outcome:
         old = draft.connections.get(key)
         if old is not None and old.expires_at is None:
             present.append(old)
+            if old.wished:
+                # From now on it is the user's, and stays when the label that asked for it goes.
+                draft.put(attrs.evolve(old, wished=False, created_by=command.account))
             continue
         draft.put(
             Connection(
@@ -45,7 +50,7 @@ def add_connections(draft: Draft, command: AddConnections) -> Outcome:
                 created_by=command.account,
             )
         )
-    if not draft.changes:
+    if len(present) == len(set(command.ports) or {ANY_PORT}):
         since = max(connection.revision for connection in present)
         return Outcome("connected already", since, frozenset({source.node, destination.node}))
     return Outcome()

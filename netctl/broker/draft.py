@@ -6,8 +6,8 @@ next snapshot out of it; the present one is never touched, since all maps are pe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import attrs
 from immutables import Map
@@ -21,9 +21,11 @@ from netctl.broker.snapshot import (
     Delete,
     Held,
     Invite,
+    Lease,
     Node,
     Put,
     Record,
+    ServiceKey,
     Snapshot,
 )
 
@@ -58,6 +60,26 @@ def identity_of(record: Record) -> str | ConnectionKey:
             return record.token_hash
         case Held():
             return record.subject
+        case Lease():
+            return record.address
+
+
+def service_key(record: Container) -> ServiceKey | None:
+    """Return the service of Compose that a container belongs to, if it does."""
+    docker = record.docker
+    if docker is None or not docker.project or not docker.service:
+        return None
+    return (record.node, docker.project, docker.service)
+
+
+def _wished(record: Container) -> set[str]:
+    return {wish.destination for wish in record.docker.wishes} if record.docker is not None else set()
+
+
+def _indexed(record: Container) -> tuple[object, ...]:
+    """Return what of a container the indexes go by."""
+    own = (record.account, record.name, record.node, record.address)
+    return (*own, _wished(record), service_key(record))
 
 
 class Draft:
@@ -81,6 +103,7 @@ class Draft:
         self.connections = base.connections
         self.invites = base.invites
         self.held = base.held
+        self.leases = base.leases
         self.containers_of = base.containers_of
         self.connections_of = base.connections_of
         self.addresses = base.addresses
@@ -89,6 +112,9 @@ class Draft:
         self.bare_names = base.bare_names
         self.expiring = base.expiring
         self.awaiting = base.awaiting
+        self.leases_of = base.leases_of
+        self.wishes = base.wishes
+        self.services = base.services
         self.cursors = base.cursors
         self.changed = base.changed
         self.acknowledged = base.acknowledged
@@ -118,6 +144,7 @@ class Draft:
             connections=self.connections,
             invites=self.invites,
             held=self.held,
+            leases=self.leases,
             containers_of=self.containers_of,
             connections_of=self.connections_of,
             addresses=self.addresses,
@@ -126,6 +153,9 @@ class Draft:
             bare_names=self.bare_names,
             expiring=self.expiring,
             awaiting=self.awaiting,
+            leases_of=self.leases_of,
+            wishes=self.wishes,
+            services=self.services,
             cursors=self.cursors,
             changed=self.changed,
             acknowledged=self.acknowledged,
@@ -154,6 +184,9 @@ class Draft:
                 self.invites = self.invites.set(record.token_hash, record)
             case Held():
                 self._index_held(record)
+            case Lease():
+                self.leases = self.leases.set(record.address, record)
+                self.leases_of = _with(self.leases_of, record.node, record.address)
 
     def delete(self, record: Record) -> None:
         """Take a record out. What it names, and what names it, is the caller's to care for."""
@@ -173,6 +206,9 @@ class Draft:
                 self.held = self.held.delete(record.subject)
                 for node in record.awaiting:
                     self.awaiting = _without(self.awaiting, node, record.subject)
+            case Lease():
+                self.leases = self.leases.delete(record.address)
+                self.leases_of = _without(self.leases_of, record.node, record.address)
         self._note(Delete(record))
 
     def unsettled(self, container: str) -> Map[str, int]:
@@ -194,27 +230,45 @@ class Draft:
             self._changes[identity] = change
 
     def _in_base(self, record: Record) -> bool:
-        match record:
-            case Account():
-                return record.name in self.base.accounts
-            case Node():
-                return record.name in self.base.nodes
-            case Container():
-                return record.id in self.base.containers
-            case Connection():
-                return record.key in self.base.connections
-            case Invite():
-                return record.token_hash in self.base.invites
-            case Held():
-                return record.subject in self.base.held
+        base = self.base
+        of_its_kind: Mapping[type, Map[Any, Any]] = {
+            Account: base.accounts,
+            Node: base.nodes,
+            Container: base.containers,
+            Connection: base.connections,
+            Invite: base.invites,
+            Held: base.held,
+            Lease: base.leases,
+        }
+        return identity_of(record) in of_its_kind[type(record)]
 
     def _index_container(self, record: Container) -> None:
-        if record.id not in self.containers:
-            self.names = self.names.set((record.account, record.name), record.id)
-            self.bare_names = self.bare_names.set(record.name, record.id)
-            self.containers_of = _with(self.containers_of, record.node, record.id)
-            self.addresses = self.addresses.set(record.address, record.id)
+        old = self.containers.get(record.id)
         self.containers = self.containers.set(record.id, record)
+        if old is not None:
+            if _indexed(old) == _indexed(record):
+                return
+            self._unindex_container(old)
+        self.names = self.names.set((record.account, record.name), record.id)
+        self.bare_names = self.bare_names.set(record.name, record.id)
+        self.containers_of = _with(self.containers_of, record.node, record.id)
+        self.addresses = self.addresses.set(record.address, record.id)
+        for destination in _wished(record):
+            self.wishes = _with(self.wishes, destination, record.id)
+        service = service_key(record)
+        if service is not None:
+            self.services = _with(self.services, service, record.id)
+
+    def _unindex_container(self, record: Container) -> None:
+        self.names = self.names.delete((record.account, record.name))
+        self.bare_names = self.bare_names.delete(record.name)
+        self.containers_of = _without(self.containers_of, record.node, record.id)
+        self.addresses = self.addresses.delete(record.address)
+        for destination in _wished(record):
+            self.wishes = _without(self.wishes, destination, record.id)
+        service = service_key(record)
+        if service is not None:
+            self.services = _without(self.services, service, record.id)
 
     def _index_connection(self, record: Connection) -> None:
         key = record.key
@@ -248,11 +302,8 @@ class Draft:
             self.acknowledged = self.acknowledged.delete(record.name)
 
     def _delete_container(self, record: Container) -> None:
+        self._unindex_container(record)
         self.containers = self.containers.delete(record.id)
-        self.names = self.names.delete((record.account, record.name))
-        self.bare_names = self.bare_names.delete(record.name)
-        self.containers_of = _without(self.containers_of, record.node, record.id)
-        self.addresses = self.addresses.delete(record.address)
         if record.id in self.lost:
             self.lost = self.lost.delete(record.id)
 

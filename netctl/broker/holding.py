@@ -10,7 +10,7 @@ from immutables import Map
 from netctl.broker.commands import Acknowledge
 from netctl.broker.draft import Draft
 from netctl.broker.outcome import Outcome
-from netctl.broker.snapshot import Held
+from netctl.broker.snapshot import Container, Held
 from netctl.errors import RefusedError
 
 
@@ -24,6 +24,18 @@ def hold(draft: Draft, subject: str, node: str, awaiting: AbstractSet[str]) -> N
         awaiting: Nodes that may still have it in their kernel.
     """
     draft.put(Held(subject, node, draft.revision, frozenset(awaiting)))
+
+
+def nodes_knowing(draft: Draft, container: Container) -> set[str]:
+    """Return the nodes that may know a container by its address.
+
+    These are its own node, the nodes of what it is connected to, and those that have not yet acknowledged
+    the loss of an earlier connection of it.
+    """
+    nodes = {container.node, *draft.unsettled(container.id)}
+    for source, destination, _ in draft.connections_of.get(container.id, ()):
+        nodes.update((draft.containers[source].node, draft.containers[destination].node))
+    return nodes
 
 
 def forget(draft: Draft, node: str) -> None:

@@ -18,7 +18,7 @@ from netctl.model import NodeFacts
 MAX_NODES = 4095
 """A pair of block numbers makes the pair's 24-bit VXLAN identifier, so a number has 12 bits."""
 _SMALLEST_BLOCK = 30
-_FIRST_CONTAINER = 2
+FIRST_CONTAINER = 2
 """Host numbers: 0 is the network, 1 the bridge."""
 
 
@@ -114,7 +114,7 @@ def give_address(block: str, cursor: int, taken: Callable[[str], bool]) -> tuple
     Args:
         block: The node's.
         cursor: Host number last given out; 0: none yet.
-        taken: Whether an address is in use or held.
+        taken: Whether an address is in use, held or on lease.
 
     Returns:
         The address and its host number, the next cursor.
@@ -125,15 +125,21 @@ def give_address(block: str, cursor: int, taken: Callable[[str], bool]) -> tuple
     network = IPv4Network(block)
     first = int(network.network_address)
     end = network.num_addresses - 1
-    start = max(cursor + 1, _FIRST_CONTAINER)
-    for number in chain(range(start, end), range(_FIRST_CONTAINER, min(start, end))):
+    start = max(cursor + 1, FIRST_CONTAINER)
+    for number in chain(range(start, end), range(FIRST_CONTAINER, min(start, end))):
         address = str(IPv4Address(first + number))
         if not taken(address):
             return address, number
+    count = end - FIRST_CONTAINER
     raise ExhaustedError(
-        f"all {end - _FIRST_CONTAINER} addresses of {block} are in use or not yet acknowledged as free",
+        f"all {count} addresses of {block} are in use, on lease or not yet acknowledged as free",
         "remove containers, or run this one on another node",
     )
+
+
+def addresses(block: str) -> int:
+    """Return how many addresses a block has, its own, its bridge's and its broadcast's among them."""
+    return IPv4Network(block).num_addresses
 
 
 def host_number(block: str, address: str) -> int:

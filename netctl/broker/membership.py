@@ -6,13 +6,31 @@ from typing import Literal
 
 import attrs
 
-from netctl.broker import holding, ipam, lookup, overlay
-from netctl.broker.commands import AddInvite, EnrolNode, EnrolUser, RemoveNode, SetDraining, UpdateFacts
+from netctl.broker import holding, ipam, leasing, lookup, overlay
+from netctl.broker.commands import (
+    AddInvite,
+    EnrolNode,
+    EnrolUser,
+    LabelNode,
+    RemoveNode,
+    SetDraining,
+    UpdateFacts,
+)
 from netctl.broker.draft import Draft
 from netctl.broker.outcome import Outcome
 from netctl.broker.snapshot import Account, Invite, Node
-from netctl.errors import ExistsError, RefusedError, UnauthorisedError
+from netctl.errors import (
+    ExhaustedError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    RefusedError,
+    UnauthorisedError,
+)
 from netctl.model import NodeFacts, check_name
+
+MOST_LABELS = 64
+"""Labels of one node."""
 
 
 def add_invite(draft: Draft, command: AddInvite) -> Outcome:
@@ -58,9 +76,9 @@ def enrol_node(draft: Draft, command: EnrolNode) -> Outcome:
     invite = _admit(draft, command, "node")
     _check_facts(draft, command.name, command.facts)
     index, block = ipam.give_block(draft.base, command.name, command.facts)
-    draft.put(
-        Node(command.name, index, block, command.key, attrs.evolve(command.facts), revision=draft.revision)
-    )
+    node = Node(command.name, index, block, command.key, attrs.evolve(command.facts), revision=draft.revision)
+    draft.put(node)
+    leasing.top_up(draft, node)
     draft.changed = draft.changed.set(command.name, draft.revision)
     draft.delete(invite)
     return Outcome(f"{command.name} joined with block {block}")
@@ -81,7 +99,9 @@ def update_facts(draft: Draft, command: UpdateFacts) -> Outcome:
     if node.facts == command.facts:
         return Outcome()
     _check_facts(draft, command.node, command.facts)
-    draft.put(attrs.evolve(node, facts=command.facts))
+    node = attrs.evolve(node, facts=command.facts)
+    draft.put(node)
+    leasing.top_up(draft, node)
     return Outcome()
 
 
@@ -100,6 +120,35 @@ def set_draining(draft: Draft, command: SetDraining) -> Outcome:
     return Outcome(f"{node.name} takes {'no' if command.draining else 'new'} containers")
 
 
+def label_node(draft: Draft, command: LabelNode) -> Outcome:
+    """Change a node's labels.
+
+    Raises:
+        NotFoundError: No node is called so, or a label to be removed is not there.
+        InvalidError: A label has no name, or one that no constraint could be written with.
+        ExhaustedError: There are too many.
+    """
+    node = lookup.node(draft, command.node)
+    labels = dict(node.labels)
+    for name in command.removed:
+        if name not in labels:
+            raise NotFoundError(
+                f"node {node.name} has no label {name!r}",
+                lookup.did_you_mean(name, labels, "netctl node show"),
+            )
+    for name, _ in command.labels:
+        if not name or "=" in name or not name.isprintable():
+            raise InvalidError(f"{name!r} is no name for a label", "write a label as NAME=VALUE")
+    labels = {name: value for name, value in labels.items() if name not in command.removed}
+    labels.update(command.labels)
+    if len(labels) > MOST_LABELS:
+        raise ExhaustedError(f"a node has at most {MOST_LABELS} labels", "remove some first", (node.name,))
+    changed = attrs.evolve(node, labels=tuple(sorted(labels.items())))
+    if changed != node:
+        draft.put(changed)
+    return Outcome()
+
+
 def remove_node(draft: Draft, command: RemoveNode) -> Outcome:
     """Take a node out: at once where it is fenced or leaves by itself, else when it acknowledged.
 
@@ -116,7 +165,7 @@ def remove_node(draft: Draft, command: RemoveNode) -> Outcome:
         forced = "nodeagent leave --force" if command.leaving else f"netctl node rm --force {node.name}"
         raise RefusedError(
             f"node {node.name} has containers: {names}{', ...' * (len(containers) > 3)}",  # noqa: PLR2004 - as many as were named
-            f"remove them with `netctl rm`, or use `{forced}`",
+            f"remove them with `netctl rm` (a Docker user's with `docker rm`), or use `{forced}`",
             (node.name,),
         )
     at_once = command.leaving or (command.force and not command.reachable)
@@ -128,6 +177,7 @@ def remove_node(draft: Draft, command: RemoveNode) -> Outcome:
             draft.delete(draft.connections[key])
         # Its address needs no hold of its own: it lies in the block, which is held.
         draft.delete(container)
+    leasing.drop(draft, node)
     if not node.removing:
         everyone = frozenset(draft.nodes.keys())
         holding.hold(draft, node.block, node.name, everyone)

@@ -11,7 +11,7 @@ class Outcome:
 
     Attributes:
         message: One line for the user; may be empty.
-        revision: Where nothing was drafted because it is recorded already: since when. 0: not so.
+        revision: Where no desired state changes because it is recorded already: since when. 0: not so.
         nodes: With `revision`: the nodes that were told then, and that the answer waits for.
     """
 

@@ -17,6 +17,7 @@ from netctl.broker.snapshot import (
     Connection,
     ConnectionKey,
     Container,
+    Lease,
     Node,
     Snapshot,
 )
@@ -43,6 +44,7 @@ def node_state(snapshot: Snapshot, name: str) -> NodeState:
             for container in containers
             for key in snapshot.connections_of.get(container.id, ())
         ),
+        reserve=frozenset(snapshot.leases_of.get(name, ())),
     )
 
 
@@ -61,14 +63,20 @@ def deltas(before: Snapshot, after: Snapshot, changes: Iterable[Change]) -> dict
     nodes: set[str] = set()
     containers: set[str] = set()
     connections: set[ConnectionKey] = set()
+    leases: set[str] = set()
     for change in changes:
         match change.record:
             case Node(name=name):
                 nodes.add(name)
             case Container(id=container):
                 containers.add(container)
+                if _moved(before, after, container):
+                    # Those that went with it are among the changes themselves.
+                    connections.update(after.connections_of.get(container, ()))
             case Connection() as connection:
                 connections.add(connection.key)
+            case Lease(address=address):
+                leases.add(address)
             case _:
                 pass
     gathered = _Gathered(before, after)
@@ -76,6 +84,8 @@ def deltas(before: Snapshot, after: Snapshot, changes: Iterable[Change]) -> dict
         gathered.container(container)
     for key in connections:
         gathered.connection(key)
+    for address in leases:
+        gathered.lease(address)
     gathered.nodes(nodes)
     return gathered.deltas()
 
@@ -91,6 +101,8 @@ class _Parts:
     containers_removed: list[str] = attrs.field(factory=list)
     permits: list[Permit] = attrs.field(factory=list)
     permits_removed: list[Permit] = attrs.field(factory=list)
+    reserve: list[str] = attrs.field(factory=list)
+    reserve_removed: list[str] = attrs.field(factory=list)
 
     def delta(self) -> NodeDelta:
         return NodeDelta(
@@ -101,6 +113,8 @@ class _Parts:
             containers_removed=tuple(self.containers_removed),
             permits=tuple(self.permits),
             permits_removed=tuple(self.permits_removed),
+            reserve=tuple(self.reserve),
+            reserve_removed=tuple(self.reserve_removed),
         )
 
 
@@ -138,6 +152,14 @@ class _Gathered:
         for name in opening:
             if new is not None:
                 self._of(name).permits.append(new)
+
+    def lease(self, address: str) -> None:
+        old, new = self._before.leases.get(address), self._after.leases.get(address)
+        if old != new:
+            if old is not None:
+                self._of(old.node).reserve_removed.append(address)
+            if new is not None:
+                self._of(new.node).reserve.append(address)
 
     def nodes(self, touched: set[str]) -> None:
         changed = {
@@ -181,6 +203,12 @@ class _Gathered:
         return self._parts.setdefault(name, _Parts())
 
 
+def _moved(before: Snapshot, after: Snapshot, container: str) -> bool:
+    """Return whether a container that stays has another address, so that its permits are others."""
+    old, new = before.containers.get(container), after.containers.get(container)
+    return old is not None and new is not None and old.address != new.address
+
+
 def _reach(snapshot: Snapshot, key: ConnectionKey) -> tuple[Permit | None, set[str]]:
     """Return a connection as nodes see it, and the nodes that see it."""
     connection = snapshot.connections.get(key)
@@ -207,6 +235,7 @@ def _placed(container: Container) -> PlacedContainer:
         workload=container.workload,
         wanted=container.wanted,
         generation=container.generation,
+        origin=container.origin,
     )
 
 
@@ -250,8 +279,8 @@ def _visible(node: Node | None) -> tuple[object, ...] | None:
 
 def _difference(old: NodeState, new: NodeState) -> NodeDelta:
     """Compare two whole states, as is fitting where all of a node goes."""
-    bare_old = attrs.evolve(old, peers={}, containers={}, permits=frozenset())
-    bare_new = attrs.evolve(new, peers={}, containers={}, permits=frozenset())
+    bare_old = attrs.evolve(old, peers={}, containers={}, permits=frozenset(), reserve=frozenset())
+    bare_new = attrs.evolve(new, peers={}, containers={}, permits=frozenset(), reserve=frozenset())
     return NodeDelta(
         header=bare_new if bare_new != bare_old else None,
         peers=tuple(p for n, p in new.peers.items() if old.peers.get(n) != p),
@@ -260,4 +289,6 @@ def _difference(old: NodeState, new: NodeState) -> NodeDelta:
         containers_removed=tuple(i for i in old.containers if i not in new.containers),
         permits=tuple(new.permits - old.permits),
         permits_removed=tuple(old.permits - new.permits),
+        reserve=tuple(new.reserve - old.reserve),
+        reserve_removed=tuple(old.reserve - new.reserve),
     )

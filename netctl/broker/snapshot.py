@@ -13,13 +13,25 @@ from typing import Literal
 import attrs
 from immutables import Map
 
-from netctl.model import Encapsulation, NodeDelta, NodeFacts, Port, Wanted, Workload
+from netctl.model import (
+    DockerContainer,
+    Encapsulation,
+    NodeDelta,
+    NodeFacts,
+    Origin,
+    Port,
+    Wanted,
+    Workload,
+)
 
 ConnectionKey = tuple[str, str, Port]
 """Source container id, destination container id, port. A portless connection has the smaller id first."""
 
 KeyOwner = tuple[Literal["user", "node"], str]
 """What kind of session a public key opens, and the account's or node's name."""
+
+ServiceKey = tuple[str, str, str]
+"""A service of Compose: node name, project, service."""
 
 
 @attrs.frozen
@@ -42,6 +54,8 @@ class Node:
         draining: Takes no new containers.
         removing: Its removal is recorded and not yet acknowledged by itself.
         revision: At which it joined.
+        labels: Pairs of a label and its value, by label; what `RunContainer.constraints` ask for.
+        account: Whose the containers are that its Docker users make; empty: nobody's.
     """
 
     name: str
@@ -52,11 +66,21 @@ class Node:
     draining: bool = False
     removing: bool = False
     revision: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+    account: str = ""
 
 
 @attrs.frozen
 class Container:
-    """A recorded container. `revision`: at which it, or what is wanted of it, last changed."""
+    """A recorded container.
+
+    Attributes:
+        account: Empty: nobody's, as of a Docker user's container on a node that is bound to no account.
+        address: Of one that Docker's user made: the one it has, or, while it is stopped, had last.
+        wanted: Means nothing for one that Docker's user made, as does `generation`.
+        revision: At which it, or what is wanted of it, last changed.
+        docker: As its node last reported it, where Docker's own user made it.
+    """
 
     id: str
     account: str
@@ -68,6 +92,12 @@ class Container:
     generation: int
     created_at: float
     revision: int
+    docker: DockerContainer | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """Who made it."""
+        return "broker" if self.docker is None else "engine"
 
 
 @attrs.frozen
@@ -78,6 +108,8 @@ class Connection:
         source: Container id.
         destination: Container id.
         created_by: Account name.
+        wished: Only a container's label asks for it, so that it goes when the wish does; what a user
+            connected stays.
     """
 
     source: str
@@ -87,6 +119,7 @@ class Connection:
     created_at: float
     created_by: str
     expires_at: float | None = None
+    wished: bool = False
 
     @property
     def key(self) -> ConnectionKey:
@@ -126,7 +159,15 @@ class Held:
     awaiting: frozenset[str]
 
 
-Record = Account | Node | Container | Connection | Invite | Held
+@attrs.frozen
+class Lease:
+    """An address that a node may give to a container that Docker's user starts, without asking first."""
+
+    address: str
+    node: str
+
+
+Record = Account | Node | Container | Connection | Invite | Held | Lease
 
 
 @attrs.frozen
@@ -163,6 +204,7 @@ class Snapshot:
         connections: By key.
         invites: By token hash.
         held: By subject.
+        leases: By address.
         containers_of: Node name -> ids.
         connections_of: Container id -> keys of all its connections, either end.
         addresses: Address -> container id.
@@ -171,6 +213,9 @@ class Snapshot:
         bare_names: Container name -> id, whatever the account.
         expiring: Keys of the connections that have an end in time.
         awaiting: Node name -> subjects in `held` that wait for it.
+        leases_of: Node name -> addresses it has on lease.
+        wishes: Destination of a wish -> ids of the containers whose labels name it.
+        services: Service of Compose -> ids of its containers.
         cursors: Node name -> host number last given out, so that a freed address is used again late.
         changed: Node name -> revision at which its desired state last changed; a node that applied this
             one or a later one holds its present desired state. Not stored; after `load` the loaded
@@ -194,6 +239,7 @@ class Snapshot:
     connections: Map[ConnectionKey, Connection] = attrs.field(factory=Map)
     invites: Map[str, Invite] = attrs.field(factory=Map)
     held: Map[str, Held] = attrs.field(factory=Map)
+    leases: Map[str, Lease] = attrs.field(factory=Map)
     containers_of: Map[str, Map[str, None]] = attrs.field(factory=Map)
     connections_of: Map[str, Map[ConnectionKey, None]] = attrs.field(factory=Map)
     addresses: Map[str, str] = attrs.field(factory=Map)
@@ -202,6 +248,9 @@ class Snapshot:
     bare_names: Map[str, str] = attrs.field(factory=Map)
     expiring: Map[ConnectionKey, float] = attrs.field(factory=Map)
     awaiting: Map[str, Map[str, None]] = attrs.field(factory=Map)
+    leases_of: Map[str, Map[str, None]] = attrs.field(factory=Map)
+    wishes: Map[str, Map[str, None]] = attrs.field(factory=Map)
+    services: Map[ServiceKey, Map[str, None]] = attrs.field(factory=Map)
     cursors: Map[str, int] = attrs.field(factory=Map)
     changed: Map[str, int] = attrs.field(factory=Map)
     acknowledged: Map[str, int] = attrs.field(factory=Map)

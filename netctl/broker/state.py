@@ -1,6 +1,7 @@
 """Deciding: `(snapshot, command) -> decision`, or a refusal that changes nothing. Pure.
 
-    command -> decide -> handler drafts records          (membership, workloads, connecting, holding)
+    command -> decide -> handler drafts records          (membership, workloads, attaching, leasing,
+                                                            connecting, holding)
                       -> what changed, and for whom      (plan.deltas)
                       -> Decision: next snapshot, changes for the store, deltas for nodes
 
@@ -16,21 +17,28 @@ from typing import Any
 import attrs
 from immutables import Map
 
-from netctl.broker import connecting, holding, ipam, membership, plan, workloads
+from netctl.broker import attaching, connecting, holding, ipam, leasing, membership, plan, workloads
 from netctl.broker.commands import (
     Acknowledge,
     AddConnections,
     AddContainer,
     AddInvite,
+    AttachContainer,
+    BindNode,
     Command,
+    DetachContainer,
     DropConnections,
     DropContainer,
     EnrolNode,
     EnrolUser,
     Expire,
+    LabelNode,
+    LeaseAddress,
     RemoveNode,
     SetDraining,
     SetWanted,
+    SyncContainers,
+    TopUpLeases,
     UpdateFacts,
 )
 from netctl.broker.draft import Draft
@@ -44,6 +52,13 @@ _HANDLERS: Mapping[type, Callable[[Draft, Any], Outcome]] = {
     UpdateFacts: membership.update_facts,
     SetDraining: membership.set_draining,
     RemoveNode: membership.remove_node,
+    BindNode: attaching.bind_node,
+    LabelNode: membership.label_node,
+    AttachContainer: attaching.attach_container,
+    DetachContainer: attaching.detach_container,
+    SyncContainers: attaching.sync_containers,
+    LeaseAddress: leasing.lease_address,
+    TopUpLeases: leasing.top_up_leases,
     AddContainer: workloads.add_container,
     SetWanted: workloads.set_wanted,
     DropContainer: workloads.drop_container,
@@ -80,6 +95,8 @@ def decide(snapshot: Snapshot, command: Command, now: float) -> Decision:
     deltas = plan.deltas(snapshot, after, changes)
     if deltas:
         after = attrs.evolve(after, changed=after.changed.update(dict.fromkeys(deltas, draft.revision)))
+    if not deltas and outcome.revision:
+        return Decision(after, changes, outcome.nodes, revision=outcome.revision, message=outcome.message)
     return Decision(after, changes, frozenset(deltas), deltas, draft.revision, outcome.message)
 
 

@@ -32,12 +32,13 @@ from netctl.broker.snapshot import (
     Container,
     Held,
     Invite,
+    Lease,
     Node,
     Put,
     Record,
 )
 from netctl.errors import InvalidError, UnavailableError
-from netctl.model import NodeFacts, Port, TransportProtocol, Wanted, Workload
+from netctl.model import DockerContainer, NodeFacts, Port, TransportProtocol, Wanted, Workload
 
 DATABASE: Final = "broker.sqlite"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -69,7 +70,8 @@ def _fields(record: attrs.AttrsInstance) -> dict[str, Any]:
 
 
 def _container_row(record: Container) -> dict[str, Any]:
-    return _fields(record) | {"workload": _pack(record.workload)}
+    docker = _pack(record.docker) if record.docker is not None else None
+    return _fields(record) | {"workload": _pack(record.workload), "docker": docker}
 
 
 def _container_of(row: Mapping[str, Any]) -> Container:
@@ -78,6 +80,21 @@ def _container_of(row: Mapping[str, Any]) -> Container:
         | {
             "workload": _unpack(row["workload"], Workload),
             "wanted": msgspec.convert(row["wanted"], Wanted),
+            "docker": _unpack(row["docker"], DockerContainer) if row["docker"] is not None else None,
+        }
+    )
+
+
+def _node_row(record: Node) -> dict[str, Any]:
+    return _fields(record) | {"facts": _pack(record.facts), "labels": _pack(record.labels)}
+
+
+def _node_of(row: Mapping[str, Any]) -> Node:
+    return Node(
+        **dict(row)
+        | {
+            "facts": _unpack(row["facts"], NodeFacts),
+            "labels": _unpack(row["labels"], tuple[tuple[str, str], ...]),
         }
     )
 
@@ -96,11 +113,17 @@ def _connection_of(row: Mapping[str, Any]) -> Connection:
 
 @attrs.frozen
 class _Kind:
-    """How one record type lies in its table."""
+    """How one record type lies in its table.
+
+    Attributes:
+        moves: What is unique among its records (a name, an address) may pass from one that stays to another
+            that stays, so that rows are written over only after all of them were taken out.
+    """
 
     table: sa.Table
     row: Callable[[Any], dict[str, Any]]
     record: Callable[[Any], Record]
+    moves: bool = False
 
     def identity(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row[column.name] for column in self.table.primary_key)
@@ -121,12 +144,8 @@ def _upsert(table: sa.Table) -> sa.Insert:
 
 _KINDS: Final[dict[type, _Kind]] = {
     Account: _Kind(schema.ACCOUNTS, _fields, lambda row: Account(**row)),
-    Node: _Kind(
-        schema.NODES,
-        lambda node: _fields(node) | {"facts": _pack(node.facts)},
-        lambda row: Node(**row | {"facts": _unpack(row["facts"], NodeFacts)}),
-    ),
-    Container: _Kind(schema.CONTAINERS, _container_row, _container_of),
+    Node: _Kind(schema.NODES, _node_row, _node_of),
+    Container: _Kind(schema.CONTAINERS, _container_row, _container_of, moves=True),
     Connection: _Kind(schema.CONNECTIONS, _connection_row, _connection_of),
     Invite: _Kind(
         schema.INVITES,
@@ -138,6 +157,7 @@ _KINDS: Final[dict[type, _Kind]] = {
         lambda held: _fields(held) | {"awaiting": _pack(sorted(held.awaiting))},
         lambda row: Held(**row | {"awaiting": frozenset(_unpack(row["awaiting"], list[str]))}),
     ),
+    Lease: _Kind(schema.LEASES, _fields, lambda row: Lease(**row)),
 }
 _UPSERTS: Final = {kind: _upsert(how.table) for kind, how in _KINDS.items()}
 _DELETES: Final = {kind: how.delete() for kind, how in _KINDS.items()}
@@ -348,7 +368,7 @@ class Store:
         for (kind, identity), (put, row) in last.items():
             if put:
                 puts.setdefault(kind, []).append(row)
-            else:
+            if not put or _KINDS[kind].moves:
                 names = [f"old_{column.name}" for column in _KINDS[kind].table.primary_key]
                 deletes.setdefault(kind, []).append(dict(zip(names, identity, strict=True)))
         for kind, rows in deletes.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import attrs
 
-from netctl.broker import holding, ipam, lookup, placement
+from netctl.broker import holding, ipam, leasing, lookup, placement, wishing, workload_checks
 from netctl.broker.commands import AddContainer, DropContainer, SetWanted
 from netctl.broker.draft import Draft
 from netctl.broker.outcome import Outcome
@@ -17,46 +19,48 @@ def add_container(draft: Draft, command: AddContainer) -> Outcome:
     """Record a container with its node and address.
 
     Raises:
-        InvalidError: The name is no DNS label.
+        InvalidError: The name is no DNS label, or the workload not of the right form.
         ExistsError: The name is taken, in whatever account, or the id is.
         UnauthorisedError: The account is not recorded.
         NotFoundError: The node named does not exist.
         UnavailableError: It is not ready, or no node is.
-        RefusedError: No node may take it; the message says why.
+        RefusedError: No node may take it, or it weakens its host without a reason; the message says why.
         ExhaustedError: No address or no port of a bridge is left.
     """
     check_name(command.name)
+    workload_checks.check(command.workload)
     if command.account not in draft.accounts:
         raise UnauthorisedError(f"no account is called {command.account[:80]!r}", "join with `netctl join`")
     # Bare names are unique across accounts, so that whoever names a container means one only.
     if command.name in draft.bare_names:
+        rival = draft.containers[draft.bare_names[command.name]]
         raise ExistsError(
             f"a container is called {command.name} already",
-            f"choose another name, or remove that one with `netctl rm {command.name}`",
+            f"choose another name, or remove that one: {removal_of(rival)}",
         )
     if command.id in draft.containers:
         raise ExistsError("a container has this id already", "try again")
-    node = placement.place(draft, command.workload.engine, command.node, command.ready)
+    node = placement.place(draft, command.workload.engine, command.node, command.ready, command.constraints)
     address, number = ipam.give_address(
         node.block,
         draft.cursors.get(node.name, 0),
-        lambda candidate: candidate in draft.addresses or candidate in draft.held,
+        lambda candidate: leasing.is_taken(draft, candidate),
     )
     draft.cursors = draft.cursors.set(node.name, number)
-    draft.put(
-        Container(
-            id=command.id,
-            account=command.account,
-            name=command.name,
-            node=node.name,
-            address=address,
-            workload=command.workload,
-            wanted="running",
-            generation=1,
-            created_at=draft.now,
-            revision=draft.revision,
-        )
+    container = Container(
+        id=command.id,
+        account=command.account,
+        name=command.name,
+        node=node.name,
+        address=address,
+        workload=command.workload,
+        wanted="running",
+        generation=1,
+        created_at=draft.now,
+        revision=draft.revision,
     )
+    draft.put(container)
+    wishing.grant(draft, container)
     return Outcome(f"{command.name} runs on {node.name} at {address}")
 
 
@@ -65,8 +69,10 @@ def set_wanted(draft: Draft, command: SetWanted) -> Outcome:
 
     Raises:
         NotFoundError: No container is called so.
+        RefusedError: Docker's user made it.
     """
     container = lookup.container(draft, command.account, command.name)
+    check_ours(container, "start" if command.running else "stop")
     if command.running:
         draft.put(
             attrs.evolve(
@@ -87,26 +93,47 @@ def set_wanted(draft: Draft, command: SetWanted) -> Outcome:
 def drop_container(draft: Draft, command: DropContainer) -> Outcome:
     """Take a container out with all its connections; its address is held.
 
-    The hold waits for its own node, the nodes of what it was connected to, and those that have not yet
-    acknowledged the loss of an earlier connection of it.
-
     Raises:
         NotFoundError: No container is called so.
-        RefusedError: It is active, and `force` was not given.
+        RefusedError: It is active, and `force` was not given; or Docker's user made it.
     """
     container = lookup.container(draft, command.account, command.name)
+    check_ours(container, "rm")
     if command.active and not command.force:
         raise RefusedError(
             f"{container.name} is not known to have ended",
             f"stop it first with `netctl stop {container.name}`, or use `netctl rm --force {container.name}`",
             (container.node,),
         )
-    awaiting = {container.node, *draft.unsettled(container.id)}
+    take_out(draft, container)
+    return Outcome(f"{container.name} is removed")
+
+
+def take_out(draft: Draft, container: Container) -> None:
+    """Take a container out with all its connections; its address is held for whoever may know it."""
+    awaiting = holding.nodes_knowing(draft, container)
     for key in draft.connections_of.get(container.id, ()):
-        connection = draft.connections[key]
-        awaiting.add(draft.containers[connection.source].node)
-        awaiting.add(draft.containers[connection.destination].node)
-        draft.delete(connection)
+        draft.delete(draft.connections[key])
     draft.delete(container)
     holding.hold(draft, container.address, container.node, awaiting)
-    return Outcome(f"{container.name} is removed")
+
+
+def check_ours(container: Container, verb: Literal["start", "stop", "rm"]) -> None:
+    """Leave alone what Docker's own user made: Docker says whether it runs and when it goes.
+
+    Raises:
+        RefusedError: It is such a container.
+    """
+    if container.docker is not None:
+        raise RefusedError(
+            f"{container.name} was made by a Docker user on node {container.node}, not by netctl",
+            f"run `docker {verb} {container.docker.name or container.id[:12]}` on node {container.node}",
+            (container.node,),
+        )
+
+
+def removal_of(container: Container) -> str:
+    """Return how a user removes a container."""
+    if container.docker is not None:
+        return f"`docker rm {container.docker.name}` on node {container.node}"
+    return f"`netctl rm {container.name}`"

@@ -9,6 +9,8 @@ metadata = sa.MetaData()
 _NAME = sa.String(63)
 _ID = sa.String(32)
 _KEY = sa.String(64)
+_EMPTY = sa.text("X'90'")
+"""An empty array of MessagePack (its specification, "array format family")."""
 
 
 def _container_reference(name: str) -> sa.Column[str]:
@@ -46,6 +48,8 @@ NODES = sa.Table(
     sa.Column("draining", sa.Boolean, nullable=False),
     sa.Column("removing", sa.Boolean, nullable=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("labels", sa.LargeBinary, nullable=False, server_default=_EMPTY),
+    sa.Column("account", _NAME, nullable=False, server_default=""),
 )
 CONTAINERS = sa.Table(
     "containers",
@@ -62,6 +66,7 @@ CONTAINERS = sa.Table(
     sa.Column("generation", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("docker", sa.LargeBinary, nullable=True),
     sa.UniqueConstraint("account", "name"),
 )
 CONNECTIONS = sa.Table(
@@ -75,6 +80,7 @@ CONNECTIONS = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("created_by", _NAME, nullable=False),
     sa.Column("expires_at", sa.Float, nullable=True),
+    sa.Column("wished", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 INVITES = sa.Table(
     "invites",
@@ -91,6 +97,14 @@ HELD = sa.Table(
     sa.Column("node", _NAME, nullable=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("awaiting", sa.LargeBinary, nullable=False),
+)
+LEASES = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("address", sa.String(15), primary_key=True),
+    sa.Column(
+        "node", _NAME, sa.ForeignKey("nodes.name", deferrable=True, initially="DEFERRED"), nullable=False
+    ),
 )
 ANSWERS = sa.Table(
     "answers",

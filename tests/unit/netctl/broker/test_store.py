@@ -137,7 +137,7 @@ def test_a_commit_is_few_statements_however_many_changes(store: Store) -> None:
         lambda _connection, _cursor, statement, *_: statements.append(statement.split()[0]),
     )
     write(store, *map(Put, (ACCOUNT, *NODES, *CONTAINERS)))
-    assert statements == ["BEGIN", "UPDATE", "INSERT", "INSERT", "INSERT"]
+    assert statements == ["BEGIN", "UPDATE", "DELETE", "INSERT", "INSERT", "INSERT"]
     statements.clear()
     connections = [Put(attrs.evolve(CONNECTIONS[0], port=Port("tcp", 1 + i))) for i in range(500)]
     store.commit(connections, before=(3, 8), after=(3, 508), answers=[])
