@@ -29,7 +29,7 @@ default_ulimits=["nofile=20000:20000","nproc=10000:10000"]
 [engine]
 runtime="runc"
 """
-"""Debian's crun does not run beside version 1 control groups; the default limits may be more than is allowed."""
+"""Debian's crun does not run beside version 1 control groups; the default limits may be too high."""
 
 
 class MissingError(Exception):
