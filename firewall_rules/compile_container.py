@@ -3,17 +3,21 @@
 Every overlay packet is checked against its connection. Connection tracking tells only which way a packet
 goes and what an ICMP error is about, so taking an element out cuts a live flow by itself, and putting it
 back resumes it. Sets come in twos: ``in_*`` for what peers may open here, ``out_*`` for what we may open.
+
+Where a namespace has other links too, their packets are told from the overlay's by the link's group, which
+nobody gives a link but us: a name or a number is Docker's to choose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Network, collapse_addresses
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from types import MappingProxyType
+from typing import Literal
 
 from firewall_rules.elements import PROTOCOLS, Item, Part, SetId, elements_of
-from firewall_rules.names import TABLE
+from firewall_rules.names import OVERLAY_GROUP, TABLE
 from firewall_rules.policy import ALWAYS_CLOSED, ContainerPolicy
 from firewall_rules.ruleset import (
     Action,
@@ -24,6 +28,7 @@ from firewall_rules.ruleset import (
     Field,
     Hook,
     InSet,
+    Jump,
     Match,
     Rule,
     Ruleset,
@@ -38,6 +43,9 @@ ICMP_ERRORS = ("3", "11", "12")
 """Destination unreachable (fragmentation needed is one), time exceeded, parameter problem: RFC 792."""
 ECHO_REQUEST, ECHO_REPLY = "8", "0"
 
+_NOT_IN = Match("in_group", (str(OVERLAY_GROUP),), negated=True)
+_NOT_OUT = Match("out_group", (str(OVERLAY_GROUP),), negated=True)
+_ORIGINAL, _REPLY = Match("flow_direction", ("original",)), Match("flow_direction", ("reply",))
 _OPENING_SETS: Mapping[str, tuple[ElementType, ...]] = {
     "peers": ("address",),
     "ports": ("address", "protocol", "port"),
@@ -78,18 +86,20 @@ def compile_container(policy: ContainerPolicy) -> Ruleset:
         ValueError: A network in `policy.closed` is none.
     """
     elements = elements_of(container_items(policy))
+    closed = Set("closed", ("address",), True, False, closed_elements(policy.closed), True)
     return (
         Table(
             family="inet",
             name=TABLE,
             sets=(
-                Set("closed", ("address",), True, False, closed_elements(policy.closed), True),
+                *((closed,) if policy.internet else ()),
                 *(_opening_set(way, name, elements) for way in ("in", "out") for name in _OPENING_SETS),
             ),
             chains=(
+                *_other_links(policy),
                 Chain("input", _input(policy), Hook("filter", "input", FILTER_PRIORITY, "drop")),
                 Chain("output", _output(policy), Hook("filter", "output", FILTER_PRIORITY, "drop")),
-                Chain("forward", (), Hook("filter", "forward", FILTER_PRIORITY, "drop")),
+                Chain("forward", _forward(policy), Hook("filter", "forward", FILTER_PRIORITY, "drop")),
             ),
         ),
     )
@@ -100,10 +110,25 @@ def _opening_set(way: str, name: str, elements: Mapping[SetId, Mapping[ElementKe
     return Set(full, _OPENING_SETS[name], lifetimes=True, elements=elements.get(("inet", full), {}))
 
 
+def _other_links(policy: ContainerPolicy) -> tuple[Chain, ...]:
+    if not policy.overlay_only:
+        return ()
+    return (
+        # Hosts take a packet for any address of theirs on any link, and answer by any: not with this one.
+        Chain("from_others", (rule("drop", Match("destination", (policy.address,))), rule("accept"))),
+        Chain("to_others", (rule("drop", Match("source", (policy.address,))), rule("accept"))),
+    )
+
+
+def _forward(policy: ContainerPolicy) -> tuple[Rule, ...]:
+    return (rule("accept", _NOT_IN, _NOT_OUT),) if policy.overlay_only else ()
+
+
 def _input(policy: ContainerPolicy) -> tuple[Rule, ...]:
-    original, reply = Match("flow_direction", ("original",)), Match("flow_direction", ("reply",))
+    original, reply = _ORIGINAL, _REPLY
     return (
         rule("accept", Match("in_device_type", ("loopback",))),
+        *((rule(Jump("from_others"), _NOT_IN),) if policy.overlay_only else ()),
         rule("drop", Match("family", ("ipv4",), negated=True)),
         rule("drop", Match("destination", (policy.address,), negated=True)),
         rule("accept", original, InSet(("source", "protocol", "destination_port"), "in_ports")),
@@ -115,20 +140,31 @@ def _input(policy: ContainerPolicy) -> tuple[Rule, ...]:
         rule("accept", *related_errors(), InSet(("flow_source",), "in_peers")),
         rule("accept", *related_errors(), InSet(("flow_destination",), "out_peers")),
         *_resolver(policy.resolver, reply, "source", "source_port"),
-        rule("accept", reply, internet("source")),
-        rule(
-            "accept",
-            *related_errors(),
-            Match("flow_source", (policy.address,)),
-            internet("flow_destination"),
-        ),
+        *(_internet_in(policy) if policy.internet else ()),
+        *_published(policy, _ORIGINAL, "source", "destination_port"),
+    )
+
+
+def _internet_in(policy: ContainerPolicy) -> tuple[Rule, ...]:
+    own = Match("flow_source", (policy.address,))
+    return (
+        rule("accept", _REPLY, internet("source")),
+        rule("accept", *related_errors(), own, internet("flow_destination")),
+    )
+
+
+def _internet_out() -> tuple[Rule, ...]:
+    return (
+        rule("accept", _ORIGINAL, internet("destination")),
+        rule("accept", *related_errors(), internet("flow_destination"), internet("destination")),
     )
 
 
 def _output(policy: ContainerPolicy) -> tuple[Rule, ...]:
-    original, reply = Match("flow_direction", ("original",)), Match("flow_direction", ("reply",))
+    original, reply = _ORIGINAL, _REPLY
     return (
         rule("accept", Match("out_device_type", ("loopback",))),
+        *((rule(Jump("to_others"), _NOT_OUT),) if policy.overlay_only else ()),
         rule("drop", Match("family", ("ipv4",), negated=True)),
         rule("drop", Match("source", (policy.address,), negated=True)),
         rule("accept", original, InSet(("destination", "protocol", "destination_port"), "out_ports")),
@@ -149,9 +185,37 @@ def _output(policy: ContainerPolicy) -> tuple[Rule, ...]:
             InSet(("destination",), "out_peers"),
         ),
         *_resolver(policy.resolver, original, "destination", "destination_port"),
-        rule("accept", original, internet("destination")),
-        rule("accept", *related_errors(), internet("flow_destination"), internet("destination")),
+        *(_internet_out() if policy.internet else ()),
+        *_published(policy, _REPLY, "destination", "source_port"),
     )
+
+
+def _published(
+    policy: ContainerPolicy, direction: Match, client: Literal["source", "destination"], port: Field
+) -> Iterable[Rule]:
+    """Yield what lets clients of published ports through, and errors about what they began."""
+    for who in _clients(policy):
+        for protocol in ("tcp", "udp"):
+            ports = tuple(str(one.port) for one in sorted(policy.published) if one.protocol == protocol)
+            if ports:
+                is_protocol = Match("protocol", (PROTOCOLS[protocol],))
+                yield rule("accept", direction, is_protocol, Match(port, ports), who(client))
+        if policy.published:
+            # Going out, an error is for the client whose packet it is about.
+            to_client = (who("destination"),) if client == "destination" else ()
+            to_us = Match("flow_destination", (policy.address,))
+            yield rule("accept", *related_errors(), to_us, who("flow_source"), *to_client)
+
+
+def _clients(policy: ContainerPolicy) -> Iterable[Callable[[Field], Match]]:
+    """Yield questions whether an address is a client's: the node itself, and who is not in the overlay."""
+    yield lambda field: Match(field, (policy.gateway,))
+    gateway = IPv4Address(policy.gateway)
+    around = [network for network in map(IPv4Network, policy.closed) if gateway in network]
+    # Where no supernet is known, nobody is known to be outside of it.
+    if around:
+        supernet = element_network(min(around, key=lambda network: network.prefixlen))
+        yield lambda field: Match(field, (supernet,), negated=True)
 
 
 def _resolver(resolver: str | None, direction: Match, address: Field, port: Field) -> Sequence[Rule]:

@@ -28,6 +28,14 @@ from firewall_rules.compile_container import (
     related_errors,
     rule,
 )
+from firewall_rules.compile_publishing import (
+    hides_clients,
+    is_passed,
+    is_translated,
+    passed,
+    passed_outside,
+    publishing_chains,
+)
 from firewall_rules.elements import PROTOCOLS, Item, Part, SetId, elements_of
 from firewall_rules.names import PORT_MARK, PORT_PREFIX, TABLE, TUNNEL_PREFIX
 from firewall_rules.policy import HostPolicy
@@ -73,6 +81,8 @@ def host_items(policy: HostPolicy) -> list[tuple[Part, Item]]:
     items += [("bindings", item) for item in policy.bindings]
     items += [("pairs", item) for item in policy.pairs]
     items += [("tunnels", item) for item in policy.tunnels]
+    items += [("publications", item) for item in policy.publications]
+    items += [("internal", item) for item in policy.internal]
     return items
 
 
@@ -96,6 +106,8 @@ def _bridge_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: E
             Set("closed", ("address",), True, False, closed, True),
             _set("bridge", "bindings", ("device", "ether", "address"), elements),
             _set("bridge", "pairs", ("address", "address"), elements, lifetimes=True),
+            _set("bridge", "publishers", ("address",), elements),
+            _set("bridge", "internal", ("address",), elements),
         ),
         chains=(
             Chain(
@@ -124,7 +136,7 @@ def _bridge_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: E
                 "from_host",
                 (
                     rule("accept", *icmp(*ICMP_ERRORS)),
-                    rule("accept", internet("source")),
+                    rule("accept", is_passed(), _not_internal("destination")),
                     *(rule("accept", Match("source", (a,)), _TCP_OR_UDP) for a in resolver),
                     rule("accept", _ARP, Match("arp_source", (policy.address,))),
                     _DROP,
@@ -133,9 +145,11 @@ def _bridge_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: E
             Chain(
                 "to_host",
                 (
-                    rule("accept", internet("destination")),
+                    rule("accept", internet("destination"), _not_internal("source")),
                     *(rule("accept", Match("destination", (a,)), _TCP_OR_UDP) for a in resolver),
                     rule("accept", _ARP, Match("arp_destination", (policy.address,))),
+                    # Later fragments carry no ports; which answers these are, the inet table asks.
+                    rule("accept", InSet(("source",), "publishers"), _not_internal("source")),
                     _DROP,
                 ),
             ),
@@ -193,8 +207,20 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
             _set("inet", "encapsulations", ("protocol",), elements),
             _set("inet", "gre_peers", ("address",), elements),
             _set("inet", "vxlan_peers", ("address", "vni"), elements),
+            _set("inet", "nodes", ("address",), elements),
+            attrs.evolve(
+                _set("inet", "publications", ("protocol", "port"), elements), leads_to=("address", "port")
+            ),
+            attrs.evolve(
+                _set("inet", "publications_at", ("address", "protocol", "port"), elements),
+                leads_to=("address", "port"),
+            ),
+            _set("inet", "published", ("address", "protocol", "port"), elements),
+            _set("inet", "publishers", ("address",), elements),
+            _set("inet", "internal", ("address",), elements),
         ),
         chains=(
+            *publishing_chains(policy),
             *_jumped_to(policy),
             Chain(
                 "prerouting",
@@ -237,8 +263,10 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
                     rule("drop", _TO_TUNNEL),
                     rule("drop", _FROM_PEER_BLOCK),
                     rule("drop", _TO_PEER_BLOCK),
+                    *_unmarked(),
                 ),
-                Hook("filter", "forward", FILTER_PRIORITY, "accept"),
+                # Whoever filters what is forwarded comes after it, and sees the mark.
+                Hook("filter", "forward", FILTER_PRIORITY - 1, "accept"),
             ),
             Chain(
                 "outer_output",
@@ -254,6 +282,9 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
                     rule(Jump("to_containers"), to_bridge),
                     rule(Jump("errors_only"), _TO_TUNNEL),
                     rule(Jump("errors_only"), _TO_PEER_BLOCK),
+                    # What was translated still shows the link it was to leave by before.
+                    rule(Jump("into_published"), is_translated()),
+                    *_unmarked(),
                 ),
                 Hook("filter", "output", FILTER_PRIORITY, "accept"),
             ),
@@ -267,6 +298,7 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
                         Match("out_device", (TUNNEL_PREFIX + "*",), negated=True),
                         internet("destination"),
                     ),
+                    hides_clients(policy),
                 ),
                 Hook("nat", "postrouting", _SOURCE_NAT_PRIORITY, "accept"),
             ),
@@ -295,6 +327,8 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
                     ("notrack", "accept"),
                 ),
                 rule("drop", _NOT_IPV4),
+                # The bridge may route to loopback for the answers to the node itself, and to nothing else.
+                rule("drop", Match("destination", ("127.0.0.0/8",))),
             ),
         ),
         Chain("from_our_tunnel", (Rule((_FROM_PEER_BLOCK,), ("notrack", "accept")), _DROP)),
@@ -302,6 +336,8 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
             "from_containers",
             (
                 *(rule("accept", Match("destination", (a,)), *dns("destination_port")) for a in resolver),
+                rule("drop", InSet(("source",), "internal")),
+                rule(Jump("out_of_published"), is_translated()),
                 _DROP,
             ),
         ),
@@ -309,12 +345,11 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
             "into_bridge",
             (
                 # What came out of a tunnel has shown whose it is in prerouting.
-                rule("accept", _FROM_TUNNEL, _PAIR),
-                rule("accept", from_bridge, _PAIR),
-                rule("accept", _FROM_PEER_BLOCK, _PAIR),
+                passed(_FROM_TUNNEL, _PAIR),
+                passed(from_bridge, _PAIR),
+                passed(_FROM_PEER_BLOCK, _PAIR),
                 # Errors from the peer node's router: what they are about must be a pair.
-                rule(
-                    "accept",
+                passed(
                     _FROM_PEER_BLOCK,
                     *icmp(*ICMP_ERRORS),
                     InSet(("destination", "error_destination"), "error_pairs"),
@@ -322,9 +357,11 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
                 rule("drop", from_bridge),
                 rule("drop", _FROM_TUNNEL),
                 rule("drop", _FROM_PEER_BLOCK),
-                rule("accept", replies, internet("source")),
-                rule(
-                    "accept", *related_errors(), Match("flow_source", (block,)), internet("flow_destination")
+                rule("drop", InSet(("destination",), "internal")),
+                passed_outside(replies, internet("source")),
+                rule(Jump("into_published"), is_translated()),
+                passed_outside(
+                    *related_errors(), Match("flow_source", (block,)), internet("flow_destination")
                 ),
                 _DROP,
             ),
@@ -332,9 +369,11 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
         Chain(
             "out_of_bridge",
             (
-                rule("accept", _TO_PEER_BLOCK, _PAIR),
+                passed(_TO_PEER_BLOCK, _PAIR),
                 rule("drop", _TO_TUNNEL),
-                rule("accept", internet("destination")),
+                rule("drop", InSet(("source",), "internal")),
+                rule(Jump("out_of_published"), is_translated()),
+                passed_outside(internet("destination")),
                 _DROP,
             ),
         ),
@@ -348,6 +387,15 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
         ),
         Chain("errors_only", (rule("accept", *icmp(*ICMP_ERRORS)), _DROP)),
     )
+
+
+def _not_internal(address: Literal["source", "destination"]) -> InSet:
+    return InSet((address,), "internal", negated=True)
+
+
+def _unmarked() -> tuple[Rule, ...]:
+    """Return what takes our marks off a packet that nobody here let through: only we may give it."""
+    return (Rule((is_passed(),), (SetMark(0),)),)
 
 
 def _vxlan(port: int) -> tuple[Match, Match]:

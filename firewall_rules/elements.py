@@ -130,5 +130,6 @@ def _of_publication(item: Publication) -> Iterable[tuple[SetId, ElementKey]]:
         yield ("inet", "publications_at"), (item.host_address, protocol, host_port, *leads_to)
     else:
         yield ("inet", "publications"), (protocol, host_port, *leads_to)
-    yield ("inet", "published"), (protocol, host_port, *leads_to)
-    yield ("bridge", "publishers"), (item.address, protocol)
+    yield ("inet", "published"), (item.address, protocol, port)
+    yield ("inet", "publishers"), (item.address,)
+    yield ("bridge", "publishers"), (item.address,)

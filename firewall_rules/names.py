@@ -20,6 +20,8 @@ PORT_MARK: Final = 0x6E637401
 """Packet mark between the host's bridge table and its inet table: came in by a port, and is bound to it."""
 FORWARD_MARK: Final = 0x6E637402
 """Packet mark of what our inet table has let through the host's forward hook, for Docker's own firewall."""
+GUARDED_MARK: Final = 0x6E637403
+"""The same for what comes from or goes to a bridge of Docker's, whose own firewall has a say in it too."""
 OVERLAY_GROUP: Final = 0x6E64
 """Link group of the container's end on the overlay, where a container may have other links too."""
 IPTABLES_CHAIN_PREFIX: Final = "NETCTL-"

@@ -19,6 +19,7 @@ Field = Literal[
     "arp_source",
     "destination",
     "destination_port",
+    "destination_type",
     "error_destination",
     "ether_source",
     "ether_type",
@@ -27,12 +28,15 @@ Field = Literal[
     "flow_direction",
     "flow_source",
     "flow_state",
+    "flow_status",
     "icmp_type",
     "in_device",
     "in_device_type",
+    "in_group",
     "mark",
     "out_device",
     "out_device_type",
+    "out_group",
     "protocol",
     "source",
     "source_port",
@@ -41,8 +45,11 @@ Field = Literal[
 """What of a packet a rule may ask for.
 
 ``flow_*`` are connection tracking's: the addresses of the flow's first packet (for a related ICMP error, of
-the flow it is about), which way this packet goes (original, reply), and its state (related, untracked).
+the flow it is about), which way this packet goes (original, reply), its state (related, untracked), and
+what was done to it where it began (dnat: its destination was translated).
 ``error_*`` are the addresses of the packet that an ICMP error quotes (RFC 792). ``family`` is ipv4 or ipv6.
+``destination_type`` is local for what this host would take in. ``in_group`` and ``out_group`` are a link's
+group as a number; it stays with a link that moves to another namespace.
 ``arp_form`` has the one value ``ipv4``: an Ethernet ARP request or reply for IPv4 (RFC 826).
 """
 
@@ -121,7 +128,20 @@ class SetMark:
     value: int
 
 
-Action = Literal["accept", "drop", "masquerade", "notrack"] | Jump | SetMark
+@attrs.frozen
+class Translate:
+    """Give the flow another destination (address and port), found in a map; not found, go on.
+
+    Attributes:
+        fields: What is looked up.
+        map_name: A set of the same table, with `Set.leads_to`.
+    """
+
+    fields: tuple[Field, ...]
+    map_name: str
+
+
+Action = Literal["accept", "drop", "masquerade", "notrack"] | Jump | SetMark | Translate
 """What a rule does; notrack: connection tracking leaves the packet out, in chains that come before it."""
 
 
@@ -172,6 +192,8 @@ class Set:
         lifetimes: Elements may end by themselves.
         elements: What is in it when the table is made.
         fixed: Its elements are changed by nothing but another install of the whole.
+        leads_to: Where it is a map: the types of what an element's parts lead to. An element then has
+            those parts behind its own, and there is one at most for the same own parts.
     """
 
     name: str
@@ -180,6 +202,7 @@ class Set:
     lifetimes: bool = False
     elements: Elements = attrs.field(factory=dict)
     fixed: bool = False
+    leads_to: Parts = ()
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ import attrs
 
 from firewall_rules.backends.base import FirewallError
 from firewall_rules.names import IPSET_PREFIX, IPTABLES_CHAIN_PREFIX
-from firewall_rules.ruleset import Field, InSet, Match, Parts, Rule, Ruleset, Set, Table
+from firewall_rules.ruleset import Field, InSet, Jump, Match, Parts, Rule, Ruleset, Set, Table
 
 Option = tuple[str, str, tuple[str, ...]]
 """One option of one match: the match's name, the option's, and its values; ``!`` among them negates."""
@@ -81,6 +81,13 @@ _DIRECTIONS: Final[Mapping[Field, str]] = {
 }
 _PROTOCOL_MATCHES: Final[Mapping[str, str]] = {"6": "tcp", "17": "udp"}
 _PORT_OPTIONS: Final[Mapping[str, str]] = {"source_port": "sport", "destination_port": "dport"}
+_FLOW_OPTIONS: Final[Mapping[Field, str]] = {
+    "flow_direction": "ctdir",
+    "flow_state": "ctstate",
+    "flow_source": "ctorigsrc",
+    "flow_destination": "ctorigdst",
+}
+_GROUP_OPTIONS: Final[Mapping[Field, str]] = {"in_group": "src-group", "out_group": "dst-group"}
 _LOOPBACK: Final = IptablesRule(
     "", "", "", (("addrtype", "src-type", ("LOCAL",)), ("addrtype", "dst-type", ("LOCAL",))), "ACCEPT"
 )
@@ -107,7 +114,7 @@ def translate(ruleset: Ruleset) -> IptablesTables:
     return IptablesTables(
         sets=tuple(_set(one) for one in table.sets),
         ipv4={name: (*rules, _DROP_ALL) for name, rules in _chains(table)},
-        ipv6={name: (*_loopback(name), _DROP_ALL) for name, _rules in _chains(table)},
+        ipv6={name: (*rules, _DROP_ALL) for name, rules in _chains(table, ipv6=True)},
     )
 
 
@@ -116,15 +123,33 @@ def _set(one: Set) -> IpsetSet:
     return IpsetSet(set_name(one.name), kind, one.lifetimes)
 
 
-def _chains(table: Table) -> Iterable[tuple[str, tuple[IptablesRule, ...]]]:
+def _chains(table: Table, *, ipv6: bool = False) -> Iterable[tuple[str, tuple[IptablesRule, ...]]]:
+    jumped_to = {chain.name: chain.rules for chain in table.chains if chain.hook is None}
     for chain in table.chains:
         if chain.hook is not None:
-            translated = itertools.chain.from_iterable(_rules(rule) for rule in chain.rules)
+            flat = itertools.chain.from_iterable(_without_jumps(rule, jumped_to) for rule in chain.rules)
+            wanted = _of_ipv6(flat) if ipv6 else flat
+            translated = itertools.chain.from_iterable(_rules(rule) for rule in wanted)
             yield chain.hook.point.upper(), tuple(dict.fromkeys(translated))
 
 
-def _loopback(builtin: str) -> tuple[IptablesRule, ...]:
-    return () if builtin == "FORWARD" else (_LOOPBACK,)
+def _without_jumps(rule: Rule, jumped_to: Mapping[str, tuple[Rule, ...]]) -> Iterable[Rule]:
+    match rule.actions:
+        case (Jump(chain=name),):
+            for one in jumped_to[name]:
+                yield Rule((*rule.matches, *one.matches), one.actions)
+        case _:
+            yield rule
+
+
+def _of_ipv6(rules: Iterable[Rule]) -> Iterable[Rule]:
+    """Yield what is asked of IPv6 too: whatever comes before IPv4 is told from it, and names no address."""
+    for rule in rules:
+        fields = {match.field for match in rule.matches if isinstance(match, Match)}
+        if "family" in fields:
+            return
+        if not fields & {"source", "destination"}:
+            yield rule
 
 
 def _rules(rule: Rule) -> Iterable[IptablesRule]:
@@ -171,13 +196,12 @@ def _rule(matches: Iterable[Match | InSet], target: Literal["ACCEPT", "DROP"]) -
 
 def _option(match: Match, protocol: str) -> Option:
     (value,) = match.values
+    sign = ("!",) if match.negated else ()
     match match.field:
-        case "flow_direction":
-            return "conntrack", "ctdir", (value.upper(),)
-        case "flow_state":
-            return "conntrack", "ctstate", (value.upper(),)
-        case "flow_source":
-            return "conntrack", "ctorigsrc", (value,)
+        case "flow_direction" | "flow_state" | "flow_source" | "flow_destination":
+            return "conntrack", _FLOW_OPTIONS[match.field], (*sign, value.upper())
+        case "in_group" | "out_group":
+            return "devgroup", _GROUP_OPTIONS[match.field], (*sign, value)
         case "icmp_type":
             return "icmp", "icmp-type", (value,)
         case "source_port" | "destination_port":

@@ -60,6 +60,20 @@ def list_tables(run: Callable[[str], str], tables: tuple[tuple[str, str], ...]) 
         raise
 
 
+def list_chain(run: Callable[[str], str], family: str, table: str, chain: str) -> str | None:
+    """Return the JSON listing of a chain, None where there is none.
+
+    Raises:
+        FirewallError: nft or the kernel refused.
+    """
+    try:
+        return run(f"list chain {family} {table} {chain}\n")
+    except FirewallError as error:
+        if _NOT_THERE in str(error):
+            return None
+        raise
+
+
 def why_no_nft() -> str:
     """Return why there is no nft at all on this host; empty: there is."""
     if _library() is None and shutil.which("nft") is None:

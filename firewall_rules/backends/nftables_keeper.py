@@ -34,10 +34,10 @@ from firewall_rules.backends.nftables_listing import (
 )
 from firewall_rules.backends.nftables_text import change_text, install_text, remove_text
 from firewall_rules.backends.records import Records
-from firewall_rules.book import Book, P
+from firewall_rules.book import Book, P, SetChange
 from firewall_rules.change import ContainerChange, HostChange
 from firewall_rules.elements import SetId
-from firewall_rules.ruleset import Parts, Ruleset
+from firewall_rules.ruleset import Ruleset, Set
 
 _REFERENCES_KEPT = 64
 _LISTING_ATTEMPTS = 5
@@ -173,17 +173,7 @@ class TableKeeper(Generic[P]):
         now = time.time()
         before = self._doors.stamp(self._key, namespace)
         sure = self._in_force == before
-        commands = "".join(
-            change_text(
-                one.set_id,
-                self._references.parts[one.set_id],
-                one.removed,
-                one.added,
-                now,
-                absent=one.fresh if sure else frozenset(),
-            )
-            for one in planned.sets
-        )
+        commands = "".join(self._change_text(one, now, sure=sure) for one in planned.sets)
         if not commands:
             book.commit(planned)
             return
@@ -224,6 +214,13 @@ class TableKeeper(Generic[P]):
     def drifted(self, namespace: int | None) -> bool:
         """Tell whether anyone else has written since our last write or read; before the first, nobody."""
         return self._looked and self._doors.stamp(self._key, namespace) != self._seen
+
+    def _change_text(self, change: SetChange, now: float, *, sure: bool) -> str:
+        family, _name = change.set_id
+        one = self._references.sets[change.set_id]
+        # Where a map leads elsewhere than is known, nothing can be put in; then all is refused.
+        absent = change.fresh if sure or one.leads_to else frozenset()
+        return change_text(family, one, change.removed, change.added, now, absent=absent)
 
     def _recall(self) -> None:
         recorded = self._records.load(self._key)
@@ -291,13 +288,13 @@ class References:
         smallest: Any ruleset of the kind: it names the tables and the sets.
 
     Attributes:
-        parts: What the elements of each set are made of.
+        sets: As they are declared.
     """
 
     def __init__(self, smallest: Ruleset) -> None:
         self.smallest = smallest
-        self.parts: Mapping[SetId, Parts] = {
-            (table.family, one.name): one.parts for table in smallest for one in table.sets
+        self.sets: Mapping[SetId, Set] = {
+            (table.family, one.name): one for table in smallest for one in table.sets
         }
         self._static: OrderedDict[str, str] = OrderedDict()
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import attrs
 
 from firewall_rules.book import Book, with_items
 from firewall_rules.elements import PROTOCOLS, Item, Part, SetId, elements_of
-from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding
+from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding, Publication
 from firewall_rules.ruleset import ElementKey, Elements, Ruleset
 
 LIFETIME_TOLERANCE: Final = 2.5
 """Seconds by which a lifetime that is listed (in whole seconds, rounded down) may differ from the wanted."""
 
+_SETS: Final = frozenset({"set", "map"})
 _P = TypeVar("_P", ContainerPolicy, HostPolicy)
 
 
@@ -52,9 +53,9 @@ def parse_listing(outputs: Iterable[str], ruleset: Ruleset, now: float) -> Listi
                 if "metainfo" in entry:
                     continue
                 ((kind, body),) = entry.items()
-                listed = body.pop("elem", []) if kind == "set" else []
+                listed = body.pop("elem", []) if kind in _SETS else []
                 set_id = body.get("family"), body.get("name")
-                if kind == "set" and set_id in changing:
+                if kind in _SETS and set_id in changing:
                     elements[set_id] = dict(_element(one, now) for one in listed)
                     listed = []
                 static.append([kind, _without_handles(body), listed])
@@ -80,6 +81,28 @@ def policy_in_force(listing: Listing, book: Book[_P], now: float) -> _P | None:
 
 
 def _items(elements: Mapping[SetId, Elements], book: Book[_P], now: float) -> Iterable[tuple[Part, Item]]:
+    yield from _openings(elements)
+    for device, mac, address in elements.get(("bridge", "bindings"), {}):
+        yield "bindings", PortBinding(device, mac, address)
+    for (one, other), ends in elements.get(("bridge", "pairs"), {}).items():
+        if one < other:
+            yield "pairs", Pair(one, other, ends)
+    for key in elements.get(("inet", "publications"), {}):
+        yield "publications", _publication("", *key)
+    for key in elements.get(("inet", "publications_at"), {}):
+        yield "publications", _publication(*key)
+    for (address,) in elements.get(("inet", "internal"), {}):
+        yield "internal", address
+    tunnels = elements.get(("inet", "tunnels"), {})
+    for part_of, item in book.items(now):
+        if (
+            part_of == "tunnels"
+            and next(iter(elements_of([(part_of, item)])[("inet", "tunnels")])) in tunnels
+        ):
+            yield part_of, item
+
+
+def _openings(elements: Mapping[SetId, Elements]) -> Iterable[tuple[Part, Item]]:
     ways: tuple[tuple[str, Part], ...] = (("in", "inbound"), ("out", "outbound"))
     for way, part in ways:
         for key, ends in elements.get(("inet", f"{way}_ports"), {}).items():
@@ -90,18 +113,12 @@ def _items(elements: Mapping[SetId, Elements], book: Book[_P], now: float) -> It
             yield part, Opening(peer, "icmp", 0, ends)
         for (peer,), ends in elements.get(("inet", f"{way}_any"), {}).items():
             yield part, Opening(peer, "any", 0, ends)
-    for device, mac, address in elements.get(("bridge", "bindings"), {}):
-        yield "bindings", PortBinding(device, mac, address)
-    for (one, other), ends in elements.get(("bridge", "pairs"), {}).items():
-        if one < other:
-            yield "pairs", Pair(one, other, ends)
-    tunnels = elements.get(("inet", "tunnels"), {})
-    for part_of, item in book.items(now):
-        if (
-            part_of == "tunnels"
-            and next(iter(elements_of([(part_of, item)])[("inet", "tunnels")])) in tunnels
-        ):
-            yield part_of, item
+
+
+def _publication(host_address: str, protocol: str, host_port: str, address: str, port: str) -> Publication:
+    # An element of another protocol is none of ours, and shows as a difference.
+    name: Literal["tcp", "udp"] = "tcp" if protocol == PROTOCOLS["tcp"] else "udp"
+    return Publication(name, host_address, int(host_port), address, int(port))
 
 
 def _known(book: Book[_P], part: Part, item: Item) -> Item:
@@ -135,8 +152,13 @@ def _element(entry: Any, now: float) -> tuple[ElementKey, float | None]:
         body = entry["elem"]
         ends = now + body["expires"] if "expires" in body else None
         entry = body["val"]
-    parts = entry["concat"] if isinstance(entry, dict) and "concat" in entry else [entry]
-    return tuple(_text(part) for part in parts), ends
+    # An element of a map is a list: its own parts, and what they lead to.
+    values = entry if isinstance(entry, list) else [entry]
+    return tuple(_text(part) for value in values for part in _parts(value)), ends
+
+
+def _parts(value: Any) -> list[Any]:
+    return value["concat"] if isinstance(value, dict) and "concat" in value else [value]
 
 
 def _text(part: Any) -> str:

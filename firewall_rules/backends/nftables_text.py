@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from firewall_rules.backends.base import FirewallError
-from firewall_rules.elements import SetId
 from firewall_rules.names import TABLE
 from firewall_rules.ruleset import (
     Action,
@@ -24,12 +23,12 @@ from firewall_rules.ruleset import (
     InSet,
     Jump,
     Match,
-    Parts,
     Rule,
     Ruleset,
     Set,
     SetMark,
     Table,
+    Translate,
 )
 
 _OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
@@ -77,6 +76,7 @@ _EXPRESSIONS: Mapping[Field, str] = {
     "arp_source": "arp saddr ip",
     "destination": "ip daddr",
     "destination_port": "th dport",
+    "destination_type": "fib daddr type",
     "ether_source": "ether saddr",
     "ether_type": "ether type",
     "family": "meta nfproto",
@@ -84,12 +84,15 @@ _EXPRESSIONS: Mapping[Field, str] = {
     "flow_direction": "ct direction",
     "flow_source": "ct original ip saddr",
     "flow_state": "ct state",
+    "flow_status": "ct status",
     "icmp_type": "icmp type",
     "in_device": "iifname",
     "in_device_type": "meta iiftype",
+    "in_group": "meta iifgroup",
     "mark": "meta mark",
     "out_device": "oifname",
     "out_device_type": "meta oiftype",
+    "out_group": "meta oifgroup",
     "protocol": "meta l4proto",
     "source": "ip saddr",
     "source_port": "th sport",
@@ -127,8 +130,8 @@ def remove_text(ruleset: Ruleset) -> str:
 
 
 def change_text(
-    set_id: SetId,
-    parts: Parts,
+    family: str,
+    one: Set,
     removed: Iterable[ElementKey],
     added: Elements,
     now: float,
@@ -141,21 +144,20 @@ def change_text(
     take out what is not there, and kernels before 6.12 do not change a lifetime. Taking out is what costs.
 
     Args:
-        set_id: Family and name of the set.
-        parts: The types of its elements' parts.
+        family: Of the set's table.
+        one: The set, whose elements are not looked at.
         removed: Elements that must be gone; they need not be there.
         added: Elements that must be there; what has ended at `now` must be gone.
         now: Seconds since 1970.
-        absent: Those of `added` that are known not to be there.
+        absent: Elements of both that are known not to be there. In a map, what leads elsewhere counts.
 
     Raises:
         FirewallError: A value is not of the form it must have.
     """
-    family, name = set_id
-    target = f"element {family} {TABLE} {name}"
-    old = ", ".join(_key(key, parts) for key in sorted({*removed, *added} - absent))
+    target = f"element {family} {TABLE} {one.name}"
+    old = ", ".join(_key(key, one) for key in sorted({*removed, *added} - absent))
     text = f"add {target} {{ {old} }}\ndelete {target} {{ {old} }}\n" if old else ""
-    new = _elements(added, parts, now)
+    new = _elements(added, one, now)
     return text + (f"add {target} {{ {new} }}\n" if new else "")
 
 
@@ -167,34 +169,42 @@ def _table(table: Table, now: float) -> str:
 
 def _set(one: Set, now: float) -> str:
     flags = [flag for flag, is_set in (("interval", one.intervals), ("timeout", one.lifetimes)) if is_set]
-    lines = [f"    {_parts(one)}"]
+    lines = [f"    {_types(one)}"]
     if flags:
         lines.append(f"    flags {', '.join(flags)}")
-    if elements := _elements(one.elements, one.parts, now):
+    if elements := _elements(one.elements, one, now):
         lines.append(f"    elements = {{ {elements} }}")
-    return f"  set {one.name} {{\n" + "\n".join(lines) + "\n  }\n"
+    kind = "map" if one.leads_to else "set"
+    return f"  {kind} {one.name} {{\n" + "\n".join(lines) + "\n  }\n"
 
 
-def _parts(one: Set) -> str:
+def _types(one: Set) -> str:
     if any(part in _PAYLOADS for part in one.parts):
         # Bytes of payload have no type with a name, so expressions stand for their types.
         return "typeof " + " . ".join(_PAYLOADS.get(part, "ip saddr") for part in one.parts)
-    return "type " + " . ".join(_TYPES[part] for part in one.parts)
+    return "type " + _in_two(one, [_TYPES[part] for part in (*one.parts, *one.leads_to)])
 
 
-def _elements(elements: Elements, parts: Parts, now: float) -> str:
+def _elements(elements: Elements, one: Set, now: float) -> str:
     texts = []
     for key, expires_at in sorted(elements.items()):
         if expires_at is None:
-            texts.append(_key(key, parts))
+            texts.append(_key(key, one))
         elif expires_at - now >= _SHORTEST_LIFETIME:
             lasts = math.floor(min(expires_at - now, _LONGEST_LIFETIME) * 1000)
-            texts.append(f"{_key(key, parts)} timeout {lasts // 1000}s{lasts % 1000}ms")
+            texts.append(f"{_key(key, one)} timeout {lasts // 1000}s{lasts % 1000}ms")
     return ", ".join(texts)
 
 
-def _key(key: ElementKey, parts: Parts) -> str:
-    return " . ".join(_value(text, part) for text, part in zip(key, parts, strict=True))
+def _key(key: ElementKey, one: Set) -> str:
+    parts = (*one.parts, *one.leads_to)
+    return _in_two(one, [_value(text, part) for text, part in zip(key, parts, strict=True)])
+
+
+def _in_two(one: Set, texts: list[str]) -> str:
+    """Return what stands for the parts of a set's elements, and of a map's what they lead to."""
+    own, led_to = texts[: len(one.parts)], texts[len(one.parts) :]
+    return " . ".join(own) + (" : " + " . ".join(led_to) if led_to else "")
 
 
 def _value(text: str, kind: ElementType) -> str:
@@ -218,7 +228,7 @@ def _chain(chain: Chain, family: str) -> str:
 def _rule(rule: Rule, family: str) -> str:
     # Most rules are the same in every container of a node.
     matches = [_match(match, family) for match in rule.matches]
-    return " ".join([*matches, *(_action(action) for action in rule.actions)])
+    return " ".join([*matches, *(_action(action, family) for action in rule.actions)])
 
 
 def _match(match: Match | InSet, family: str) -> str:
@@ -245,12 +255,15 @@ def _literal(field: Field, text: str) -> str:
     return text
 
 
-def _action(action: Action) -> str:
+def _action(action: Action, family: str) -> str:
     match action:
         case Jump():
             return f"jump {action.chain}"
         case SetMark():
             return f"meta mark set {action.value}"
+        case Translate():
+            fields = " . ".join(_expression(field, family) for field in action.fields)
+            return f"dnat ip to {fields} map @{action.map_name}"
         case "masquerade":
             return "masquerade fully-random"
         case _:

@@ -15,7 +15,16 @@ from firewall_rules.backends.iptables_rules import IptablesRule, translate
 from firewall_rules.backends.nftables_text import install_text
 from firewall_rules.compile_container import compile_container
 from firewall_rules.compile_host import compile_host
-from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding, TunnelPolicy
+from firewall_rules.policy import (
+    ContainerPolicy,
+    HostPolicy,
+    Opening,
+    Pair,
+    PortBinding,
+    Publication,
+    PublishedPort,
+    TunnelPolicy,
+)
 
 HERE = Path(__file__).parent
 NOW = 1_700_000_000.0
@@ -36,6 +45,15 @@ CONTAINER = ContainerPolicy(
     ),
     outbound=frozenset({Opening("10.2.0.5", "tcp", 80, NOW - 1), Opening("10.3.0.4", "any")}),
 )
+DOCKER_CONTAINER = attrs.evolve(
+    CONTAINER,
+    closed=CONTAINER.closed | {"10.0.0.0/8"},
+    inbound=frozenset({Opening("10.2.0.2", "tcp", 5432)}),
+    outbound=frozenset(),
+    overlay_only=True,
+    internet=False,
+    published=frozenset({PublishedPort("tcp", 443), PublishedPort("tcp", 80), PublishedPort("udp", 443)}),
+)
 HOST = HostPolicy(
     bridge="netctl0",
     address="10.1.0.1",
@@ -52,12 +70,28 @@ HOST = HostPolicy(
             TunnelPolicy("eth0", "10.4.0.0/16", "direct", "192.0.2.4", mac="02:00:00:00:00:04"),
         }
     ),
+    publications=frozenset(
+        {
+            Publication("tcp", "", 8080, "10.1.0.2", 80),
+            Publication("udp", "192.0.2.1", 8443, "10.1.0.2", 443),
+        }
+    ),
+    internal=frozenset({"10.1.0.3"}),
 )
-EMPTY_HOST = attrs.evolve(HOST, resolver=None, bindings=frozenset(), pairs=frozenset(), tunnels=frozenset())
+EMPTY_HOST = attrs.evolve(
+    HOST,
+    resolver=None,
+    bindings=frozenset(),
+    pairs=frozenset(),
+    tunnels=frozenset(),
+    publications=frozenset(),
+    internal=frozenset(),
+)
 
 RULESETS = {
     "container_closed.nft": install_text(compile_container(CLOSED_CONTAINER), NOW),
     "container.nft": install_text(compile_container(CONTAINER), NOW),
+    "container_docker.nft": install_text(compile_container(DOCKER_CONTAINER), NOW),
     "host_empty.nft": install_text(compile_host(EMPTY_HOST), NOW),
     "host.nft": install_text(compile_host(HOST), NOW),
 }
@@ -86,11 +120,14 @@ def test_nftables_rulesets_are_as_recorded(name: str) -> None:
     compared(name, RULESETS[name])
 
 
-def test_iptables_rules_are_as_recorded() -> None:
-    tables = translate(compile_container(CONTAINER))
+@pytest.mark.parametrize(
+    ("name", "policy"), [("container", CONTAINER), ("container_docker", DOCKER_CONTAINER)]
+)
+def test_iptables_rules_are_as_recorded(name: str, policy: ContainerPolicy) -> None:
+    tables = translate(compile_container(policy))
     lines = [f"set {one.name} {one.kind}{' timeout' if one.lifetimes else ''}" for one in tables.sets]
     for family, chains in (("ipv4", tables.ipv4), ("ipv6", tables.ipv6)):
         lines += [
             f"{family} {builtin} {iptables_text(rule)}" for builtin, rules in chains.items() for rule in rules
         ]
-    compared("container.iptables", "".join(f"{line}\n" for line in lines))
+    compared(f"{name}.iptables", "".join(f"{line}\n" for line in lines))

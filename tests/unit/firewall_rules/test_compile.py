@@ -12,10 +12,11 @@ from firewall_rules.backends.nftables_text import change_text, install_text
 from firewall_rules.compile_container import closed_elements, compile_container
 from firewall_rules.compile_host import compile_host
 from firewall_rules.policy import ALWAYS_CLOSED, ContainerPolicy, HostPolicy, Opening, PortBinding
-from firewall_rules.ruleset import InSet, Ruleset
+from firewall_rules.ruleset import InSet, Ruleset, Set, Translate
 
 NOW = 1_700_000_000.0
 CONTAINER = ContainerPolicy(address="10.1.0.2", gateway="10.1.0.1", resolver="10.1.0.1")
+IN_ANY = Set("in_any", ("address",))
 HOST = HostPolicy(bridge="netctl0", address="10.1.0.1", block="100.200.0.0/16", supernet="100.192.0.0/10")
 
 
@@ -54,6 +55,12 @@ def test_every_set_that_is_asked_is_there_and_every_one_there_is_asked(ruleset: 
             for rule in chain.rules
             for match in rule.matches
             if isinstance(match, InSet)
+        } | {
+            action.map_name
+            for chain in table.chains
+            for rule in chain.rules
+            for action in rule.actions
+            if isinstance(action, Translate)
         }
         assert asked == {one.name for one in table.sets}
 
@@ -108,7 +115,7 @@ def test_no_text_of_another_form_reaches_the_hosts_nft(broken: HostPolicy) -> No
 
 
 def test_an_element_is_put_in_anew_with_its_lifetime_and_never_longer() -> None:
-    text = change_text(("inet", "in_any"), ("address",), [], {("10.2.0.2",): NOW + 1.0009}, NOW)
+    text = change_text("inet", IN_ANY, [], {("10.2.0.2",): NOW + 1.0009}, NOW)
     assert text.splitlines() == [
         "add element inet netctl in_any { 10.2.0.2 }",
         "delete element inet netctl in_any { 10.2.0.2 }",
@@ -117,15 +124,15 @@ def test_an_element_is_put_in_anew_with_its_lifetime_and_never_longer() -> None:
 
 
 def test_an_element_that_has_ended_is_taken_out_and_not_put_in() -> None:
-    text = change_text(("inet", "in_any"), ("address",), [], {("10.2.0.2",): NOW}, NOW)
+    text = change_text("inet", IN_ANY, [], {("10.2.0.2",): NOW}, NOW)
     assert re.findall(r"^(\w+) element", text, re.MULTILINE) == ["add", "delete"]
 
 
 def test_no_change_is_no_command() -> None:
-    assert change_text(("inet", "in_any"), ("address",), [], {}, NOW) == ""
+    assert change_text("inet", IN_ANY, [], {}, NOW) == ""
 
 
 def test_what_is_known_to_be_absent_is_only_put_in() -> None:
     key = ("10.2.0.2",)
-    text = change_text(("inet", "in_any"), ("address",), [], {key: None}, NOW, absent=frozenset({key}))
+    text = change_text("inet", IN_ANY, [], {key: None}, NOW, absent=frozenset({key}))
     assert text == "add element inet netctl in_any { 10.2.0.2 }\n"
