@@ -12,12 +12,13 @@ from typing import Any, Final
 import attrs
 import msgspec
 
-from netctl.broker import commands, lookup, views
+from netctl.broker import commands, lookup, views, workloads
 from netctl.broker.commands import Command
+from netctl.broker.leasing import ENGINE
 from netctl.broker.snapshot import Decision, Snapshot
 from netctl.broker.views import Live
 from netctl.broker.waiting import Promise
-from netctl.errors import RefusedError
+from netctl.errors import RefusedError, UnavailableError
 from netctl.wire import messages as m
 
 QUERIES: Final[frozenset[type]] = frozenset(
@@ -25,14 +26,17 @@ QUERIES: Final[frozenset[type]] = frozenset(
 )
 CHANGES: Final[frozenset[type]] = frozenset(
     {
-        m.DrainNode, m.RemoveNode, m.RunContainer, m.StopContainer, m.StartContainer, m.RemoveContainer,
-        m.Connect, m.Disconnect,
+        m.DrainNode, m.RemoveNode, m.BindNode, m.LabelNode, m.RunContainer, m.StopContainer,
+        m.StartContainer, m.RemoveContainer, m.Connect, m.Disconnect,
     }
 )  # fmt: skip
 STREAM: Final[frozenset[type]] = frozenset({m.StreamData, m.StreamCredit, m.StreamResize, m.StreamEnd})
-USER: Final = QUERIES | CHANGES | STREAM | {m.CreateInvite, m.OpenExec, m.OpenLogs, m.Ping, m.Pong}
+OPENINGS: Final[frozenset[type]] = frozenset({m.OpenExec, m.OpenLogs, m.OpenCopy, m.OpenAdopt})
+USER: Final = QUERIES | CHANGES | STREAM | OPENINGS | {m.CreateInvite, m.Ping, m.Pong}
 """All that a user's session may send."""
-NODE: Final = STREAM | {m.Hello, m.Applied, m.Report, m.Leave, m.Ping, m.Pong}
+NODE: Final = STREAM | {
+    m.Hello, m.Applied, m.Report, m.Attach, m.Detach, m.ReserveAddress, m.Leave, m.Ping, m.Pong,
+}  # fmt: skip
 """All that a node's session may send: nodes report, they do not command."""
 ENROL: Final[frozenset[type]] = frozenset({m.Enrol})
 """All that an unknown key may send, once."""
@@ -65,7 +69,7 @@ def command_of(request: m.Message, now: Situation) -> Command:
 
     Raises:
         NotFoundError: The container named does not exist.
-        RefusedError: It is to be started and runs.
+        RefusedError: It is to be started and runs, or Docker's user made it.
     """
     command: Command = _COMMANDS[type(request)](request, now)
     return command
@@ -82,6 +86,50 @@ def promise_of(request: m.Message, decision: Decision) -> Promise:
         subjects=frozenset(str(name) for name in named) | decision.nodes,
         starts=request.name if starts else "",
     )
+
+
+def adopting_node(request: m.OpenAdopt, now: Situation) -> str:
+    """Return the node on which a container is to join: the one named, or the only one it can be.
+
+    Raises:
+        NotFoundError: No node is called so.
+        UnavailableError: It cannot be reached, or no node that offers docker can.
+        RefusedError: It does not offer docker, or several do and none is named.
+    """
+    offering = sorted(
+        name
+        for name, node in now.snapshot.nodes.items()
+        if ENGINE in node.facts.engines and not node.removing
+    )
+    if request.node is not None:
+        lookup.node(now.snapshot, request.node)
+        if request.node not in offering:
+            raise RefusedError(
+                f"node {request.node} does not offer the {ENGINE} engine",
+                f"these do: {', '.join(offering)}"
+                if offering
+                else "make Docker run on it and start its agent again",
+                (request.node,),
+            )
+        if request.node not in now.ready:
+            raise UnavailableError(
+                f"node {request.node} is unreachable", "start its agent with `nodeagent run`", (request.node,)
+            )
+        return request.node
+    ready = [name for name in offering if name in now.ready]
+    if not ready:
+        raise UnavailableError(
+            f"no reachable node offers the {ENGINE} engine",
+            "see `netctl node list`; make Docker run on a node and start its agent again",
+            tuple(offering),
+        )
+    if len(ready) > 1:
+        raise RefusedError(
+            f"several nodes offer the {ENGINE} engine: {', '.join(ready)}",
+            "say on which the container is with `--node`",
+            tuple(ready),
+        )
+    return ready[0]
 
 
 def digest_of(request: m.Message) -> bytes:
@@ -123,12 +171,19 @@ def _remove_node(request: m.RemoveNode, now: Situation) -> Command:
 
 def _run(request: m.RunContainer, now: Situation) -> Command:
     return commands.AddContainer(
-        now.new_id, now.account, request.name, request.workload, request.node, now.ready
+        id=now.new_id,
+        account=now.account,
+        name=request.name,
+        workload=request.workload,
+        node=request.node,
+        ready=now.ready,
+        constraints=request.constraints,
     )
 
 
 def _start(request: m.StartContainer, now: Situation) -> Command:
     container = lookup.container(now.snapshot, now.account, request.name)
+    workloads.check_ours(container, "start")
     status = now.live.containers.get(container.id)
     running = status is not None and status.state == "running" and status.generation >= container.generation
     if container.wanted == "running" and running:
@@ -145,6 +200,8 @@ def _remove(request: m.RemoveContainer, now: Situation) -> Command:
 _COMMANDS: Mapping[type, Callable[[Any, Situation], Command]] = {
     m.DrainNode: lambda request, _: commands.SetDraining(request.name, not request.undo),
     m.RemoveNode: _remove_node,
+    m.BindNode: lambda request, _: commands.BindNode(request.name, request.account),
+    m.LabelNode: lambda request, _: commands.LabelNode(request.name, request.labels, request.removed),
     m.RunContainer: _run,
     m.StopContainer: lambda request, now: commands.SetWanted(now.account, request.name, running=False),
     m.StartContainer: _start,

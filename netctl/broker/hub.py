@@ -16,7 +16,8 @@ from typing import Final, Literal
 import attrs
 
 from netctl.broker import desk
-from netctl.broker.commands import Expire
+from netctl.broker.commands import Expire, TopUpLeases
+from netctl.broker.deferred import Deferred
 from netctl.broker.journal import FencedError, Journal
 from netctl.broker.lookup import account_by_key, node_by_key
 from netctl.broker.plan import node_state
@@ -30,7 +31,7 @@ from netctl.log import get_logger
 from netctl.model import ContainerStatus
 from netctl.wire.failures import failure_of
 from netctl.wire.identity import KeyPair
-from netctl.wire.messages import Done, Envelope, Failure, Message, Ping, Pong, Reset, Update
+from netctl.wire.messages import Done, Envelope, Failure, Message, Ping, Pong, Progress, Reset, Update
 from netctl.wire.session import Frame, Role, restart_frame
 
 PENDING_PER_SESSION: Final = 256
@@ -115,6 +116,7 @@ class Hub:
         """Nodes for which a new epoch was begun."""
         self.streams = Streams()
         self.waiting: Waiting[Ticket] = Waiting(self.seen)
+        self.deferred = Deferred()
         self.out: deque[tuple[bytes, Frame]] = deque()
         """Frames to send, each with the connection to send it over."""
         allowed: dict[Role, frozenset[type]] = {"user": desk.USER, "node": desk.NODE, "enrol": desk.ENROL}
@@ -162,6 +164,8 @@ class Hub:
         """Do what time asks for: call it at `next_wake`, or earlier, when nothing more waits to come in."""
         for ticket, failure in self.waiting.overdue(now):
             self._settle(ticket, failure)
+        for later in self.deferred.overdue(now):
+            self.send(later.peer, later.number, failure_of(later.error))
         if now - self._swept >= self.limits.interval / 2:
             self._swept = now
             ended, silent = self.sessions.sweep(now)
@@ -180,7 +184,7 @@ class Hub:
 
     def next_wake(self) -> float | None:
         """Return when `tick` next has something to do (monotonic seconds); None: not before a frame comes."""
-        wakes = [self.waiting.next_deadline()]
+        wakes = [self.waiting.next_deadline(), self.deferred.next_deadline()]
         if len(self.sessions) or self.sessions.half_open:
             wakes.append(self._swept + self.limits.interval / 2)
         if self.journal.head.invites or self.journal.head.expiring:
@@ -224,7 +228,7 @@ class Hub:
         """Have something done after the next commit."""
         self._effects.append(Effect(written, failed))
 
-    def decide_alone(self, command: Expire) -> None:
+    def decide_alone(self, command: Expire | TopUpLeases) -> None:
         """Decide what nobody asked for and nobody is answered about."""
         decision = self.journal.decide(command, self.clock())
         if decision.changes:
@@ -272,6 +276,11 @@ class Hub:
         """Answer whoever waited for what a node reported."""
         for ticket, answer in self.waiting.reported(node):
             self._settle(ticket, answer)
+
+    def progressed(self, node: str, name: str, text: str) -> None:
+        """Tell whoever waits for a node to start the container `name` how far it has come."""
+        for peer in {peer for peer, _ in self.waiting.starting(node, name)}:
+            self.send(peer, 0, Progress(name, text))
 
     def relay(self, relayed: Relayed | None) -> None:
         """Pass a stream's message on."""
@@ -336,6 +345,7 @@ class Hub:
             self.relay(relayed)
         if self.nodes.get(peer.name) is peer and peer.role == "node":
             del self.nodes[peer.name]
+            self.deferred.take_all(peer.name)
             self.seen[peer.name] = attrs.evolve(self.seen[peer.name], connected=False, last_seen=self.clock())
             self._log.info("node went away", node=peer.name, reason=reason)
 

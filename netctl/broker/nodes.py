@@ -7,7 +7,7 @@ from typing import Final
 
 import attrs
 
-from netctl.broker import desk
+from netctl.broker import desk, docker_reports
 from netctl.broker.commands import Acknowledge, RemoveNode, UpdateFacts
 from netctl.broker.hub import Hub
 from netctl.broker.plan import node_state
@@ -17,19 +17,31 @@ from netctl.errors import NetctlError, ProtocolError
 from netctl.log import get_logger
 from netctl.model import ContainerStatus, NodeDelta, digest
 from netctl.wire.failures import failure_of
-from netctl.wire.messages import Applied, Done, Envelope, Hello, Leave, Report, Update
+from netctl.wire.messages import (
+    Applied,
+    Attach,
+    Detach,
+    Done,
+    Envelope,
+    Hello,
+    Leave,
+    Report,
+    ReserveAddress,
+    Update,
+)
 
 EPOCH_JUMP: Final = 2**20
 """How far ahead of this broker's a node's epoch may be: a hostile node must not use all epochs up."""
 
 
-def handle(hub: Hub, peer: Peer, envelope: Envelope, _now: float) -> None:
+def handle(hub: Hub, peer: Peer, envelope: Envelope, now: float) -> None:
     """Take in what a node says.
 
     Args:
         hub: The broker.
         peer: The node's session.
         envelope: What it sent.
+        now: Monotonic seconds.
 
     Raises:
         ProtocolError: The session is to be ended.
@@ -40,18 +52,20 @@ def handle(hub: Hub, peer: Peer, envelope: Envelope, _now: float) -> None:
         return
     match message:
         case Hello():
-            _hello(hub, peer, envelope.id, message)
+            _hello(hub, peer, envelope.id, message, now)
         case Applied():
             _applied(hub, peer, message)
         case Report():
             _statuses(hub, peer, message.containers)
+        case Attach() | Detach() | ReserveAddress():
+            docker_reports.handle(hub, peer, envelope.id, message, now)
         case Leave():
             _leave(hub, peer, envelope.id, message)
         case _:
             raise ProtocolError(f"nothing is done with {type(message).__name__} from a node")
 
 
-def _hello(hub: Hub, peer: Peer, number: int, hello: Hello) -> None:
+def _hello(hub: Hub, peer: Peer, number: int, hello: Hello, now: float) -> None:
     head = hub.journal.head
     if (hello.epoch, hello.revision) > (head.epoch, head.revision):
         _raise_epoch(hub, peer, hello)
@@ -72,6 +86,8 @@ def _hello(hub: Hub, peer: Peer, number: int, hello: Hello) -> None:
         _welcome(hub, peer, number, hello)
 
     hub.after(written, lambda _error: _welcome(hub, peer, number, hello))
+    if hello.docker is not None and not node.removing:
+        docker_reports.sync(hub, peer, hello.docker, now)
 
 
 def _raise_epoch(hub: Hub, peer: Peer, hello: Hello) -> None:
@@ -133,15 +149,19 @@ def _applied(hub: Hub, peer: Peer, applied: Applied) -> None:
         hub.reported(peer.name)
 
     hub.after(written, lambda _error: hub.reported(peer.name))
+    docker_reports.freed(hub, decision)
 
 
 def _statuses(hub: Hub, peer: Peer, statuses: Iterable[ContainerStatus]) -> None:
-    snapshot = hub.journal.committed
+    # Of a container whose report came in with this one, too.
+    snapshot = hub.journal.head
     for status in statuses:
         container = snapshot.containers.get(status.id)
         # What a node says of containers that are not its own does not count.
         if container is not None and container.node == peer.name:
             hub.statuses[status.id] = status
+            if status.state == "creating" and status.message:
+                hub.progressed(peer.name, container.name, status.message)
 
 
 def _leave(hub: Hub, peer: Peer, number: int, leave: Leave) -> None:

@@ -22,13 +22,19 @@ from netctl.wire.messages import (
     Envelope,
     InviteCreated,
     Message,
+    NodeOpenAdopt,
+    NodeOpenCopy,
     NodeOpenExec,
     NodeOpenLogs,
+    OpenAdopt,
+    OpenCopy,
     OpenExec,
     OpenLogs,
 )
 
 _CONTAINER_ID_BYTES = 16
+_WAIT = 10.0
+"""Seconds an answer waits whose request says nothing about it."""
 
 
 def handle(hub: Hub, peer: Peer, envelope: Envelope, now: float) -> None:
@@ -154,7 +160,7 @@ def _create_invite(hub: Hub, peer: Peer, number: int, request: CreateInvite) -> 
 def _change(hub: Hub, peer: Peer, number: int, request: Message, now: float) -> None:
     if len(hub.promised(peer)) >= PENDING_PER_SESSION:
         raise ExhaustedError("too many requests wait for an answer", "wait for some of them first")
-    deadline = now + min(getattr(request, "timeout", 0.0), LONGEST_WAIT)
+    deadline = now + min(getattr(request, "timeout", _WAIT), LONGEST_WAIT)
     digest = desk.digest_of(request) if request.key else b""
     first = hub.journal.recall(peer.name, request.key, digest, hub.clock()) if request.key else None
     decision: Decision | None = None
@@ -177,30 +183,40 @@ def _change(hub: Hub, peer: Peer, number: int, request: Message, now: float) -> 
     hub.after(written, lambda error: hub.send(peer, number, failure_of(error)))
 
 
-def _open_stream(hub: Hub, peer: Peer, number: int, request: OpenExec | OpenLogs) -> None:
-    snapshot = hub.journal.committed
-    container = lookup.container(snapshot, peer.name, request.name)
-    node = hub.nodes.get(container.node)
-    if node is None:
-        raise UnavailableError(
-            f"node {container.node} is unreachable", "start its agent with `nodeagent run`", (container.node,)
-        )
-    opened, stream = hub.streams.open(peer, node)
-    if isinstance(request, OpenLogs):
-        hub.send(node, 0, NodeOpenLogs(stream, container.id, request.tail, request.follow))
+def _open_stream(
+    hub: Hub, peer: Peer, number: int, request: OpenExec | OpenLogs | OpenCopy | OpenAdopt
+) -> None:
+    container = ""
+    if isinstance(request, OpenAdopt):
+        name = desk.adopting_node(request, _situation(hub, peer, decided=False))
     else:
-        hub.send(
-            node,
-            0,
-            NodeOpenExec(
+        found = lookup.container(hub.journal.committed, peer.name, request.name)
+        name, container = found.node, found.id
+    node = hub.nodes.get(name)
+    if node is None:
+        raise UnavailableError(f"node {name} is unreachable", "start its agent with `nodeagent run`", (name,))
+    opened, stream = hub.streams.open(peer, node)
+    hub.send(node, 0, _opening(request, stream, container))
+    hub.send(peer, number, opened)
+
+
+def _opening(request: OpenExec | OpenLogs | OpenCopy | OpenAdopt, stream: int, container: str) -> Message:
+    """Return what a node is told of a stream that a user opened."""
+    match request:
+        case OpenLogs():
+            return NodeOpenLogs(stream, container, request.tail, request.follow)
+        case OpenCopy():
+            return NodeOpenCopy(stream, container, request.path, request.direction)
+        case OpenAdopt():
+            return NodeOpenAdopt(stream, request.container)
+        case OpenExec():
+            return NodeOpenExec(
                 stream,
-                container.id,
+                container,
                 request.argv,
                 request.env,
                 request.user,
                 request.tty,
                 request.rows,
                 request.columns,
-            ),
-        )
-    hub.send(peer, number, opened)
+            )

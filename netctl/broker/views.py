@@ -8,7 +8,7 @@ from typing import Literal
 
 import attrs
 
-from netctl.broker import lookup, overlay
+from netctl.broker import lookup, overlay, wishing
 from netctl.broker.snapshot import Connection, ConnectionKey, Container, Node, Snapshot
 from netctl.model import ContainerRunState, ContainerStatus
 from netctl.wire.messages import (
@@ -83,7 +83,26 @@ def container_state(container: Container, live: Live) -> ContainerRunState:
         return status.state
     if not live.nodes.get(container.node, _UNSEEN).connected:
         return "unknown"
-    return status.state if status is not None and present else "creating"
+    state = status.state if status is not None and present else "creating"
+    return "failed" if state == "creating" and _refusal(container, live) is not None else state
+
+
+def _dockers_state(container: Container, live: Live) -> ContainerRunState:
+    """Return how a container is that Docker's user made; it has no generations."""
+    status = live.containers.get(container.id)
+    if not live.nodes.get(container.node, _UNSEEN).connected:
+        return status.state if status is not None and status.state in _ENDED else "unknown"
+    if status is not None:
+        return status.state
+    return "running" if container.docker is not None and container.docker.address else "exited"
+
+
+def _refusal(container: Container, live: Live) -> NodeError | None:
+    """Return why a node does not make or start a container as it is wanted now, if it has given up."""
+    node = live.nodes.get(container.node, _UNSEEN)
+    if node.applied < container.revision:
+        return None
+    return next((e for e in node.errors if e.subject == container.name and not e.under_way), None)
 
 
 def is_active(container: Container, live: Live) -> bool:
@@ -117,7 +136,15 @@ def node_detail(snapshot: Snapshot, name: str, live: Live) -> NodeDetail:
         for _, other in sorted(snapshot.nodes.items())
         if other.name != name and not other.removing and not node.removing
     }
-    return NodeDetail(_node(snapshot, node, live), node.facts, peers, seen.errors, seen.last_seen)
+    return NodeDetail(
+        node=_node(snapshot, node, live),
+        facts=node.facts,
+        peers=peers,
+        errors=seen.errors,
+        last_seen=seen.last_seen,
+        labels=node.labels,
+        account=node.account,
+    )
 
 
 def container_list(snapshot: Snapshot, live: Live) -> ContainerList:
@@ -133,7 +160,6 @@ def container_detail(snapshot: Snapshot, account: str, name: str, live: Live) ->
         NotFoundError: No container is called so.
     """
     container = lookup.container(snapshot, account, name)
-    status = live.containers.get(container.id)
     return ContainerDetail(
         container=_container(container, live),
         id=container.id,
@@ -142,8 +168,10 @@ def container_detail(snapshot: Snapshot, account: str, name: str, live: Live) ->
         wanted=container.wanted,
         generation=container.generation,
         created_at=container.created_at,
-        message=status.message if status is not None else "",
+        message=_message(container, live),
         connections=_connections(snapshot, snapshot.connections_of.get(container.id, ()), live),
+        docker=container.docker,
+        wishes=wishing.explain(snapshot, container),
     )
 
 
@@ -204,6 +232,14 @@ def _container(container: Container, live: Live) -> ContainerView:
         state=state,
         exit_code=status.exit_code if status is not None and state in _ENDED else None,
     )
+
+
+def _message(container: Container, live: Live) -> str:
+    status = live.containers.get(container.id)
+    if status is not None and status.message:
+        return status.message
+    refusal = _refusal(container, live)
+    return refusal.message if refusal is not None else ""
 
 
 def _connections(snapshot: Snapshot, keys: Iterable[ConnectionKey], live: Live) -> tuple[ConnectionView, ...]:

@@ -3,7 +3,7 @@
 A promise is what a command led to; it is kept until each of its nodes has reported the promise's revision,
 or its deadline passes. A node that reports the revision with errors that concern the promise keeps it
 waiting, since agents try again; the errors are then the reasons in the answer ``pending``. Only the start
-of a container fails as soon as its node says that it failed.
+of a container fails as soon as its node says that it failed; what is under way may take what it takes.
 """
 
 from __future__ import annotations
@@ -106,6 +106,10 @@ class Waiting(Generic[Ticket]):
                 self._unlist(node, ticket)
         return answers
 
+    def starting(self, node: str, name: str) -> list[Ticket]:
+        """Return what waits for a node to start the container `name`."""
+        return [t for t in self._of_node.get(node, ()) if self._waits[t].promise.starts == name]
+
     def forget_node(self, node: str) -> list[tuple[Ticket, Done | Failure]]:
         """Wait for a node no longer, since it is gone; return the answers this leads to."""
         answers: list[tuple[Ticket, Done | Failure]] = []
@@ -140,12 +144,11 @@ class Waiting(Generic[Ticket]):
         if known.applied < wait.promise.revision:
             return None
         errors = _concerning(wait.promise, known)
-        started = next((e for e in errors if wait.promise.starts and e.subject == wait.promise.starts), None)
-        if started is not None:
-            remedy = (
-                started.remedy or f"take it out with `netctl rm --force {started.subject}`, or see its logs"
-            )
-            return Failure("failed", started.message, remedy, (node,), wait.promise.revision)
+        starts = wait.promise.starts
+        failed = next((e for e in errors if starts and e.subject == starts and not e.under_way), None)
+        if failed is not None:
+            remedy = failed.remedy or f"take it out with `netctl rm --force {starts}`, or see its logs"
+            return Failure("failed", failed.message, remedy, (node,), wait.promise.revision)
         if not errors:
             wait.missing.discard(node)
         return None

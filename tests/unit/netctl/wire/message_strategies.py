@@ -48,7 +48,7 @@ def _strategy(  # noqa: C901, PLR0911, PLR0912 - one case for each kind of type
                 lambda text: described.max_length is None or len(text) <= described.max_length
             )
         case inspect.StrType():
-            return st.text(max_size=min(described.max_length or 20, 20))
+            return st.text(min_size=described.min_length or 0, max_size=min(described.max_length or 20, 20))
         case inspect.BytesType():
             return st.binary(max_size=40)
         case inspect.LiteralType():
