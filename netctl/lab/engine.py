@@ -33,11 +33,6 @@ class EngineFiles:
         return self.root / "docker.sock"
 
     @property
-    def exec_root(self) -> Path:
-        """What a reboot may take; its containers' network namespaces are files below it."""
-        return self.root / "exec"
-
-    @property
     def config(self) -> Path:
         """Settings beyond those of the command line, as dockerd(8) reads them; who wants some writes it."""
         return self.root / "daemon.json"
@@ -47,14 +42,11 @@ class EngineFiles:
         """The engine's process id."""
         return self.root / "docker.pid"
 
-    @property
-    def longest_socket(self) -> str:
-        """The one of its sockets, and its containerd's, whose path is the longest."""
-        return str(self.exec_root / "containerd" / "containerd-debug.sock")
-
 
 def engine_argv(files: EngineFiles, cgroup: str) -> tuple[str, ...]:
     """Return the command line of an engine.
+
+    What it keeps in /run is where every engine keeps it: in a private mount namespace that folder is its own.
 
     Args:
         files: Its own; nothing of it lies anywhere else, but for `netctl.lab.mounts.FOLDERS`.
@@ -64,7 +56,6 @@ def engine_argv(files: EngineFiles, cgroup: str) -> tuple[str, ...]:
         "dockerd",
         "--config-file", str(files.config),
         "--data-root", str(files.root / "data"),
-        "--exec-root", str(files.exec_root),
         "--pidfile", str(files.pidfile),
         "--host", f"unix://{files.socket}",
         "--cgroup-parent", f"/{cgroup}",
@@ -72,15 +63,20 @@ def engine_argv(files: EngineFiles, cgroup: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def prepare(files: EngineFiles) -> None:
-    """Make ready for a start, also after one that was killed."""
+def prepare(files: EngineFiles, run: Path) -> None:
+    """Make ready for a start, also after one that was killed.
+
+    Args:
+        files: Of the engine.
+        run: Its folder in /run, as we reach it.
+    """
     files.root.mkdir(mode=0o700, exist_ok=True)
     if not files.config.exists():
         files.config.write_text("{}\n", encoding="ascii")
     # An engine that finds its process id in use by whomever refuses to start; and it waits in vain for a
     # containerd that ended with it and that nobody has reaped.
     files.pidfile.unlink(missing_ok=True)
-    containerd = files.exec_root / "containerd" / "containerd.pid"
+    containerd = run / "containerd" / "containerd.pid"
     with contextlib.suppress(FileNotFoundError, ValueError):
         if processes.identify(int(containerd.read_text(encoding="ascii"))) is None:
             containerd.unlink()

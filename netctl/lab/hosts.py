@@ -97,14 +97,16 @@ class Hosts:
                 each.kill()
         return {name: each.wait() for name, each in started.items()}
 
-    def check_runs(self, name: str) -> None:
-        """Do nothing if a program runs.
+    def check_runs(self, name: str) -> ProcessId:
+        """Return the process of a program.
 
         Raises:
-            UnavailableError: It does not.
+            UnavailableError: It does not run.
         """
-        if self.process(name) is None:
+        process = self.process(name)
+        if process is None:
             raise self.failed(name, "ended")
+        return process
 
     def failed(self, name: str, what: str) -> UnavailableError:
         """Tell the last words of a program; return the error that says what became of it."""

@@ -22,8 +22,8 @@ HOLD: Final = ("sleep", "infinity")
 _SCRIPT: Final = (
     'for folder; do mount -t tmpfs -o mode=755 netctl-lab "$folder" || exit; done; exec ' + " ".join(HOLD)
 )
-DRIVER_SOCKET: Final = "/run/docker/plugins/netctl.sock"
-"""Where Docker looks for the driver (https://docs.docker.com/engine/extend/plugin_api/)."""
+DRIVER_SOCKET: Final = "plugins/netctl.sock"
+"""Where, in the first of them, Docker looks for the driver (https://docs.docker.com/engine/extend/plugin_api/)."""
 
 
 def prepare() -> None:
@@ -79,10 +79,15 @@ def kept(pid: int) -> bool:
     return False
 
 
+def run_folder(pid: int) -> Path:
+    """Return the engine's folder in /run, as seen from outside of the namespace that a process is in."""
+    return Path(f"/proc/{pid}/root{FOLDERS[0]}")
+
+
 def has_driver(pid: int) -> bool:
     """Return whether, as a process in the namespace sees it, somebody serves the driver's socket."""
     with socket.socket(socket.AF_UNIX) as client:
-        return client.connect_ex(f"/proc/{pid}/root{DRIVER_SOCKET}") == 0
+        return client.connect_ex(str(run_folder(pid) / DRIVER_SOCKET)) == 0
 
 
 def inside(pid: int, argv: Iterable[str]) -> list[str]:

@@ -241,9 +241,9 @@ class _Lab:
         node = program.host
         if program.name == topology.engine_name(node):
             # A driver's socket that is missing would cost an engine with networks of it 15 s.
-            self._wait(driver := topology.driver_name(node), self._hosts.keeper(node), mounts.has_driver)
-            self._hosts.check_runs(driver)
-            engine.prepare(topology.engine_files(self._root, node))
+            keeper = self._hosts.check_runs(topology.keeper_name(node)).pid
+            self._wait(topology.driver_name(node), keeper, mounts.has_driver)
+            engine.prepare(topology.engine_files(self._root, node), mounts.run_folder(keeper))
         if program.name == topology.keeper_name(node):
             mounts.prepare()
             process = self._hosts.start_keeper(node)
@@ -251,10 +251,10 @@ class _Lab:
         else:
             self._hosts.start(program.name)
 
-    def _wait(self, name: str, pid: int | None, condition: Callable[[int], bool]) -> None:
+    def _wait(self, name: str, pid: int, condition: Callable[[int], bool]) -> None:
         """Wait until `condition` holds for a process of the node."""
         wait = Wait(self._tell, START_TIMEOUT, name)
-        while pid is None or not condition(pid):
+        while not condition(pid):
             self._hosts.check_runs(name)
             if not wait.again():
                 raise self._hosts.failed(name, "did not come up")

@@ -230,7 +230,7 @@ def _socket(root: Path) -> str:
 
 def _sockets(spec: LabSpec) -> tuple[str, ...]:
     """Return the paths of the lab's sockets that may be too long."""
-    engines = (engine_files(spec.root, f"n{spec.nodes}").longest_socket,) if spec.docker else ()
+    engines = (str(engine_files(spec.root, f"n{spec.nodes}").socket),) if spec.docker else ()
     return (_socket(spec.root), *engines)
 
 
@@ -293,8 +293,7 @@ def _docker_options(spec: LabSpec, node: str) -> tuple[str, ...]:
     """Return what an agent must know of the node's engine."""
     if not spec.docker:
         return ()
-    files = engine_files(spec.root, node)
-    return ("--docker-socket", str(files.socket), "--docker-exec-root", str(files.exec_root))
+    return ("--docker-socket", str(engine_files(spec.root, node).socket))
 
 
 def identity_of(topology: Topology, node: str) -> Path:

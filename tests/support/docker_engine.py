@@ -16,6 +16,7 @@
         engine.namespace.ip("link")                     # the engine's network namespace
         engine.popen(sys.executable, "-m", "some.driver")  # in its network and mount namespaces
         engine.plugins                                  # its /run/docker/plugins, as this process reaches it
+    engine.plugins.parent / "netns"                 # its containers' network namespaces
         engine.stop(); engine.start()                   # containers of live-restore run on
         engine.kill(); engine.start()                   # as after a crash
 
@@ -168,9 +169,9 @@ class DockerEngine:
 
     @property
     def plugins(self) -> Path:
-        """Its folder of plugins' sockets, also before it is started."""
+        """Its folder of plugins' sockets, also before it is started; beside it is ``netns``."""
         assert self._keeper is not None
-        return Path(f"/proc/{self._keeper.pid}/root/run/docker/plugins")
+        return mounts.run_folder(self._keeper.pid) / "plugins"
 
     def log(self) -> str:
         return (self.directory / "log").read_text(errors="replace")
@@ -205,7 +206,7 @@ class DockerEngine:
     def spawn(self) -> None:
         """Start it and do not wait."""
         self.files.config.write_text(json.dumps(self.settings))
-        lab_engine.prepare(self.files)
+        lab_engine.prepare(self.files, self.plugins.parent)
         with (self.directory / "log").open("ab") as log:
             self._daemon = subprocess.Popen(
                 self.inside(*lab_engine.engine_argv(self.files, self.cgroup)),

@@ -45,6 +45,7 @@ class Lab:
 
     def __init__(self, directory: Path, *options: str) -> None:
         self.directory = directory
+        self.environment = {"NETCTL_LAB": str(directory)}
         self._options = options
         self._found: list[FoundNamespace] = []
 
@@ -66,7 +67,7 @@ class Lab:
             capture_output=True,
             check=False,
             timeout=timeout,
-            env={**os.environ, "NETCTL_LAB": str(self.directory)},
+            env={**os.environ, **self.environment},
         )
         result = Result(
             done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
@@ -113,10 +114,14 @@ class Lab:
         for entry in Path("/proc").iterdir():
             try:
                 if entry.name.isdigit() and (entry / "ns" / "net").readlink().name == wanted:
-                    return self._keep(os.open(entry / "ns" / "net", os.O_RDONLY | os.O_CLOEXEC))
+                    return self.namespace_of(int(entry.name))
             except OSError:
                 continue
         raise AssertionError(f"no process is in {wanted}")
+
+    def namespace_of(self, pid: int) -> Namespace:
+        """Return the network namespace of a process, kept until the lab goes down."""
+        return self._keep(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
 
     def _keep(self, fd: int) -> Namespace:
         self._found.append(FoundNamespace(fd))

@@ -78,6 +78,29 @@ def test_programs_get_the_options_and_hide_the_lab_from_containers() -> None:
     assert [program.confined for program in planned.programs.values()] == [True, False, False, False]
 
 
+def test_with_docker_every_node_has_an_engine_that_starts_after_its_driver() -> None:
+    planned = topology.plan(LabSpec(HERE, nodes=2, docker=True))
+    assert list(planned.programs) == [
+        "broker",
+        "n1 mounts", "n1 driver", "n1 docker", "n1",
+        "n2 mounts", "n2 driver", "n2 docker", "n2",
+    ]  # fmt: skip
+    assert planned.nodes == ("n1", "n2")
+    engine, agent, driver = (planned.programs[name] for name in ("n2 docker", "n2", "n2 driver"))
+    assert engine.mounts
+    assert agent.mounts
+    assert not planned.programs["n2 mounts"].mounts
+    # What one says, the others must be told: where the engine listens, and whom it asks.
+    files = topology.engine_files(planned.spec.root, "n2")
+    assert f"unix://{files.socket}" in engine.argv
+    assert agent.argv[agent.argv.index("--docker-socket") + 1] == str(files.socket)
+    assert (
+        agent.argv[agent.argv.index("--driver-socket") + 1] == driver.argv[driver.argv.index("--agent") + 1]
+    )
+    assert topology.leave_command(planned, "n2")[-2:] == agent.argv[-2:]
+    assert len({program.log for program in planned.programs.values()}) == len(planned.programs)
+
+
 def test_the_same_again_changes_nothing() -> None:
     existing = LabSpec(HERE, nodes=4, encapsulation="vxlan", mtu=1400)
     assert topology.settle(HERE, Wish(), existing) == existing
@@ -93,6 +116,7 @@ def test_the_same_again_changes_nothing() -> None:
         Wish(firewall="iptables"),
         Wish(mtu=1400),
         Wish(outside=True),
+        Wish(docker=True),
     ],
 )
 def test_a_lab_that_is_up_refuses_other_changes(wish: Wish) -> None:
@@ -112,3 +136,10 @@ def test_a_directory_too_long_for_a_socket_is_refused() -> None:
     assert topology.settle("/" + "x" * (room - 1), Wish(), None).nodes == 3
     with pytest.raises(InvalidError, match="too long by 1 bytes"):
         topology.settle("/" + "x" * room, Wish(), None)
+
+
+def test_with_docker_sockets_are_longer() -> None:
+    room = topology.MAX_SOCKET_PATH - len("/n3/docker/docker.sock")
+    assert topology.settle("/" + "x" * (room - 1), Wish(docker=True), None).docker
+    with pytest.raises(InvalidError, match="too long by 1 bytes"):
+        topology.settle("/" + "x" * room, Wish(docker=True), None)
