@@ -100,6 +100,8 @@ class Archive:
             self._tar = tarfile.open(fileobj=_as_file(source), mode="r|", tarinfo=_TarInfo)  # noqa: SIM115 - nothing to close
             top = self._tar.next()
         if top is None:
+            # What cannot be packed is an archive of nothing, and why comes at the stream's end.
+            self._read_to_the_end()
             raise NetctlError("the node sent an empty archive", "see what is there with `netctl exec`")
         self.top: tarfile.TarInfo = top
 
@@ -131,10 +133,13 @@ class Archive:
                     member = self._tar.next()
         finally:
             os.close(descriptor)
-        while self._source.read(_PIECE):
-            # Padding behind the archive's end; the stream's own end says whether all went well.
-            pass
+        self._read_to_the_end()
         return tally
+
+    def _read_to_the_end(self) -> None:
+        """Skip the padding behind the archive; the stream's own end says whether all went well."""
+        while self._source.read(_PIECE):
+            pass
 
 
 def _as_file(source: Readable) -> IO[bytes]:

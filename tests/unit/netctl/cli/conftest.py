@@ -22,7 +22,7 @@ class Broker:
     """What the fake answers, and what it was asked.
 
     Attributes:
-        answers: By the request's type; an error is raised instead.
+        answers: By the request's type; an error is raised instead; of a list each is given once, in order.
         asked: Every request, in order.
         progress: What is told before each answer.
     """
@@ -60,6 +60,8 @@ class FakeClient:
             for each in self.broker.progress:
                 progress(each)
         answer = self.broker.answers[type(message)]
+        if isinstance(answer, list):
+            answer = answer.pop(0)
         if isinstance(answer, NetctlError):
             raise answer
         return answer
