@@ -7,76 +7,43 @@ failure. It lives in the privileged child, which imports the real ones.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import singledispatchmethod
 from typing import get_args
 
 import attrs
 
-from firewall_rules.backends.base import ContainerBackend, FirewallError, HostBackend
+from firewall_rules.backends.base import ContainerBackend, FirewallError, HostBackend, Passages
 from firewall_rules.policy import ContainerPolicy
 from netctl.errors import KernelError, NetctlError
-from nodeagent.engine.base import Engine
+from nodeagent.engine.base import Changed, Docker, Engine
+from nodeagent.failures import Failures
 from nodeagent.kernel.base import Kernel, KernelOp
-from nodeagent.kernel_state import EngineContainer, HostFacts, HostState
+from nodeagent.kernel_state import DOCKER, EngineContainer, HostFacts, HostState
 from nodeagent.ops import (
+    ClosePassage,
     CreateContainer,
     DeleteHostRules,
+    ForgetSandbox,
     Op,
+    OpenPassage,
     RemoveContainer,
-    SetBridge,
     SetContainerRules,
     SetEnd,
     SetHostRules,
     SetPort,
-    SetRoute,
-    SetTunnel,
     StartContainer,
     StopContainer,
     UpdateContainerRules,
     UpdateHostRules,
+    WatchSandbox,
 )
+from nodeagent.sandboxes import Sandboxes
 
-NOT_TRIED = "not tried: "
-"""Begins the text of an operation that an earlier failure made unsafe or senseless."""
-
+_NO_DOCKER = "this node has no container engine 'docker'"
+_NO_DOCKER_REMEDY = "start its agent with the engine docker"
 _KERNEL_OPS = get_args(KernelOp)
-_GUARDED_BY_HOST_RULES = (SetBridge, SetTunnel, SetRoute, SetPort, SetEnd, StartContainer)
-_BUILDING = (CreateContainer, SetContainerRules, UpdateContainerRules, SetPort, SetEnd, StartContainer)
 _FAILURES = (NetctlError, FirewallError, OSError)
-
-
-@attrs.define
-class Failures:
-    """What failed so far in one run: what comes after it is not tried.
-
-    Attributes:
-        containers: Ids of containers of which an operation failed.
-        host_rules: Whether the host's tables could not be put in place.
-    """
-
-    containers: set[str] = attrs.field(factory=set)
-    host_rules: bool = False
-
-    def forbid(self, operation: Op) -> str:
-        """Return why `operation` must not be tried now; empty: it may.
-
-        Fail closed: no link without the rules that guard it. What takes away is always tried.
-        """
-        if self.host_rules and isinstance(operation, _GUARDED_BY_HOST_RULES):
-            return f"{NOT_TRIED}the host's firewall is not in place"
-        if isinstance(operation, _BUILDING) and operation.container in self.containers:
-            return f"{NOT_TRIED}an earlier step of this container failed"
-        return ""
-
-    def note(self, operation: Op, error: str) -> None:
-        """Remember that `operation` failed, if `error` says so."""
-        if not error:
-            return
-        if isinstance(operation, SetHostRules):
-            self.host_rules = True
-        elif isinstance(operation, _BUILDING):
-            self.containers.add(operation.container)
 
 
 class Host:
@@ -87,6 +54,12 @@ class Host:
         container_backend: Layer 1; None: no backend works here, and no container can be made.
         host_backend: Layer 2.
         engines: Container engines on offer, the default first.
+        sandboxes: Docker's namespaces, where its engine is on offer.
+        passages: Likewise, through Docker's own firewall.
+
+    Attributes:
+        engines: By name.
+        sandboxes: See above.
     """
 
     def __init__(
@@ -95,12 +68,17 @@ class Host:
         container_backend: ContainerBackend | None,
         host_backend: HostBackend,
         engines: Sequence[Engine],
+        *,
+        sandboxes: Sandboxes | None = None,
+        passages: Passages | None = None,
     ) -> None:
         self._kernel = kernel
         self._container_backend = container_backend
         self._host_backend = host_backend
         self._host_firewall = host_backend.unusable()
         self.engines: Mapping[str, Engine] = {engine.name: engine for engine in engines}
+        self.sandboxes = sandboxes
+        self._passages = passages
         self._owners: dict[str, Engine] = {}
 
     def facts(self, underlay: str | None) -> HostFacts:
@@ -122,11 +100,15 @@ class Host:
         namespaces: dict[str, int] = {}
         for engine in self.engines.values():
             for container, seen in engine.containers().items():
-                containers[container] = seen
+                containers[container] = _told_by(engine, seen)
                 namespace = _namespace(engine, container)
                 if namespace is not None:
                     namespaces[container] = namespace
         links = self._kernel.observe(namespaces)
+        sandboxes: Mapping[str, bool] = {}
+        if self.sandboxes is not None:
+            sandboxes = self.sandboxes.present()
+            namespaces |= {key: self.sandboxes.namespace(key) for key, there in sandboxes.items() if there}
         return HostState(
             bridge=links.bridge,
             sysctls=links.sysctls,
@@ -137,6 +119,8 @@ class Host:
             host_policy=None if self._host_firewall else self._host_backend.read(),
             container_policies=self._container_policies(namespaces),
             containers=containers,
+            sandboxes=sandboxes,
+            passages={} if self._passages is None else self._passages.read(),
         )
 
     def _container_policies(self, namespaces: Mapping[str, int]) -> Mapping[str, ContainerPolicy]:
@@ -218,7 +202,59 @@ class Host:
             pairs_removed=operation.pairs_removed,
             tunnels=operation.tunnels,
             tunnels_removed=operation.tunnels_removed,
+            publications=operation.publications,
+            publications_removed=operation.publications_removed,
+            internal=operation.internal,
+            internal_removed=operation.internal_removed,
         )
+
+    @_do.register
+    def _(self, operation: OpenPassage) -> None:
+        if self._passages is not None:
+            self._passages.open(operation.variant)
+
+    @_do.register
+    def _(self, operation: ClosePassage) -> None:
+        if self._passages is not None:
+            self._passages.close(operation.variant)
+
+    @_do.register
+    def _(self, operation: WatchSandbox) -> None:
+        if self.sandboxes is None:
+            raise KernelError(_NO_DOCKER, _NO_DOCKER_REMEDY)
+        self._forget_rules(operation.endpoint)
+        self.sandboxes.watch(operation.endpoint, operation.sandbox)
+
+    @_do.register
+    def _(self, operation: ForgetSandbox) -> None:
+        self._forget_rules(operation.endpoint)
+        if self.sandboxes is not None:
+            self.sandboxes.forget(operation.endpoint)
+
+    def _forget_rules(self, key: str) -> None:
+        """Let go of a namespace: a socket or context of ours inside would keep it alive."""
+        if self._container_backend is not None:
+            self._container_backend.forget(key)
+
+    def dispatch(self, engine: Engine, changed: Changed) -> None:
+        """See `nodeagent.engine.base.Engine.dispatch`."""
+
+        def tell(container: str, seen: EngineContainer | None) -> None:
+            if seen is None:
+                self._owners.pop(container, None)
+            changed(container, None if seen is None else _told_by(engine, seen))
+
+        engine.dispatch(tell)
+
+    def dispatch_sandboxes(self, changed: Callable[[str, bool], None]) -> None:
+        """See `nodeagent.sandboxes.Sandboxes.dispatch`."""
+
+        def tell(endpoint: str, present: bool) -> None:  # noqa: FBT001 - as `Sandboxes` calls it
+            self._forget_rules(endpoint)
+            changed(endpoint, present)
+
+        if self.sandboxes is not None:
+            self.sandboxes.dispatch(tell)
 
     @_do.register
     def _(self, _operation: DeleteHostRules) -> None:
@@ -249,11 +285,13 @@ class Host:
                 f"this node has no container engine {operation.workload.engine!r}",
                 "run the container on a node that lists the engine, or start its agent with it",
             )
-        engine.create(operation.container, operation.name, operation.address, operation.workload)
+        engine.create(
+            operation.container, operation.name, operation.address, operation.workload, operation.block
+        )
 
     @_do.register
     def _(self, operation: StartContainer) -> None:
-        self.engine_of(operation.container).start(operation.container, operation.generation)
+        self._owner_of(operation.container).start(operation.container, operation.generation)
 
     @_do.register
     def _(self, operation: StopContainer) -> None:
@@ -264,15 +302,38 @@ class Host:
     @_do.register
     def _(self, operation: RemoveContainer) -> None:
         engine = self._engine_of(operation.container)
-        if self._container_backend is not None:
-            # First, since a socket or context of ours inside would keep the namespace alive.
-            self._container_backend.forget(operation.container)
+        self._forget_rules(operation.container)
         if engine is not None:
             engine.remove(operation.container)
-            del self._owners[operation.container]
+            if not engine.removes_later:
+                del self._owners[operation.container]
 
     def engine_of(self, container: str) -> Engine:
-        """Return the engine that has `container`.
+        """Return the engine in which something may be done for a user in `container`: run, copied, read.
+
+        Docker has more containers than those we made: it says itself which it has not.
+
+        Raises:
+            KernelError: None can have it.
+        """
+        docker = self.engines.get(DOCKER)
+        return (
+            docker if docker is not None and self._engine_of(container) is None else self._owner_of(container)
+        )
+
+    def docker(self) -> Docker:
+        """Return the engine that Docker is.
+
+        Raises:
+            KernelError: It is not on offer.
+        """
+        engine = self.engines.get(DOCKER)
+        if not isinstance(engine, Docker):
+            raise KernelError(_NO_DOCKER, _NO_DOCKER_REMEDY)
+        return engine
+
+    def _owner_of(self, container: str) -> Engine:
+        """Return the engine that has a container that we made.
 
         Raises:
             KernelError: None has it.
@@ -293,7 +354,9 @@ class Host:
             raise KernelError(
                 "no firewall works in containers of this node", "install nftables, and start the agent again"
             )
-        return self._container_backend, self.engine_of(container).namespace(container)
+        if self.sandboxes is not None and self.sandboxes.watches(container):
+            return self._container_backend, self.sandboxes.namespace(container)
+        return self._container_backend, self._owner_of(container).namespace(container)
 
     def drifted(self) -> str:
         """Tell cheaply whether someone else has written to one of our firewalls since we last read it.
@@ -310,7 +373,16 @@ class Host:
                 namespace = _namespace(engine, container)
                 if namespace is not None and self._container_backend.drifted(container, namespace):
                     return f"the firewall of container {container} was changed by someone else"
+        if self.sandboxes is not None:
+            for endpoint, there in self.sandboxes.present().items():
+                if there and self._container_backend.drifted(endpoint, self.sandboxes.namespace(endpoint)):
+                    return f"the firewall of Docker's endpoint {endpoint} was changed by someone else"
         return ""
+
+
+def _told_by(engine: Engine, seen: EngineContainer) -> EngineContainer:
+    """Return what an engine says of a container, with what is to be known of the engine itself."""
+    return attrs.evolve(seen, removes_later=True) if engine.removes_later else seen
 
 
 def _namespace(engine: Engine, container: str) -> int | None:

@@ -16,7 +16,7 @@ from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, Po
 from netctl.model import PlacedContainer, mac_of
 from nodeagent.desired_index import DesiredIndex, Scope, pair_key
 from nodeagent.endpoints import Endpoint, Endpoints
-from nodeagent.kernel_state import EngineContainer, HostFacts, HostState
+from nodeagent.kernel_state import DOCKER, EngineContainer, HostFacts, HostState
 from nodeagent.ops import (
     ClosePassage,
     CreateContainer,
@@ -47,7 +47,6 @@ from nodeagent.ops import (
 )
 from nodeagent.policies import openings
 from nodeagent.target import (
-    DOCKER,
     ENDED,
     NO_ENDPOINTS,
     WITH_NAMESPACE,

@@ -9,37 +9,37 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import singledispatchmethod
-from ipaddress import IPv4Network
-from typing import Any, get_args
-
-import msgspec
+from typing import Final
 
 from firewall_rules import names
 from firewall_rules.policy import (
     ContainerPolicy,
     HostPolicy,
-    Opening,
     Pair,
     PortBinding,
+    Publication,
     TunnelPolicy,
 )
-from netctl.errors import InvalidError
-from netctl.model import Address, Cidr, ContainerId, Mac, Name
-from nodeagent.helper_messages import OpenExec
+from netctl.model import Workload
+from nodeagent import helper_values as values
 from nodeagent.kernel import sysctls
-from nodeagent.kernel_state import ContainerEnd, Route, Tunnel
+from nodeagent.kernel_state import DOCKER, Route, Tunnel
 from nodeagent.ops import (
+    ClosePassage,
     CreateContainer,
     DeleteBridge,
     DeleteHostRules,
     DeletePort,
     DeleteRoute,
     DeleteTunnel,
+    ForgetSandbox,
     Op,
+    OpenPassage,
     RemoveContainer,
     SetBridge,
     SetContainerRules,
     SetEnd,
+    SetEndpoint,
     SetHostRules,
     SetPort,
     SetRoute,
@@ -49,32 +49,17 @@ from nodeagent.ops import (
     StopContainer,
     UpdateContainerRules,
     UpdateHostRules,
+    WatchSandbox,
 )
+from nodeagent.sandboxes import NAME as SANDBOX
 
-_MAX_PORT = 65535
-_MAX_VNI = 2**24
-_MAX_ARGUMENTS = 512
-_SHORTEST_BLOCK = 8
-_NO_HOSTS = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
-"""RFC 6890; multicast: RFC 5771."""
-_MTU = range(576, 65536)
-_MAX_GENERATION = 2**62
-
-
-def _pattern(annotated: Any) -> re.Pattern[str]:
-    meta: msgspec.Meta = get_args(annotated)[1]
-    return re.compile(meta.pattern or "")
-
-
-_ADDRESS = _pattern(Address)
-_CIDR = _pattern(Cidr)
-_MAC = _pattern(Mac)
-_CONTAINER = _pattern(ContainerId)
-_NAME = _pattern(Name)
-_TUNNEL = re.compile(f"{names.TUNNEL_PREFIX}[0-9a-f]{{8}}")
-_PORT = re.compile(f"{names.PORT_PREFIX}[0-9a-f]{{12}}")
-# What is to be deleted may have been named by an older version of ours; 15 bytes are all a link has.
-_OUR_LINK = re.compile(f"({names.TUNNEL_PREFIX}|{names.PORT_PREFIX})[0-9A-Za-z_.-]{{0,12}}")
+_IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,511}")
+_VOLUME: Final = re.compile(r"(/[^:]*|[A-Za-z0-9][A-Za-z0-9_.-]*):/[^:]*(:(ro|rw))?")
+_RESTART: Final = re.compile(r"no|always|unless-stopped|on-failure(:[0-9]{1,4})?")
+_MOST_MEMORY: Final = 2**50
+_MOST_PIDS: Final = 2**22
+_MOST_CPUS: Final = 4096
+_OUTER: Final = ("gre", "vxlan", "wireguard", "direct")
 
 
 class OperationChecks:
@@ -100,244 +85,199 @@ class OperationChecks:
     @check.register
     def _(self, operation: SetSysctl) -> None:
         if not sysctls.allowed(operation.path, operation.value):
-            raise _refuse("setting", f"{operation.path}={operation.value}")
+            raise values.refuse("setting", f"{operation.path}={operation.value}")
 
     @check.register
     def _(self, operation: SetBridge) -> None:
-        _interface(operation.bridge.address)
-        _mtu(operation.bridge.mtu)
-        _match(_MAC, operation.bridge.mac, "Ethernet address")
+        values.interface(operation.bridge.address)
+        values.mtu(operation.bridge.mtu)
+        values.match(values.MAC, operation.bridge.mac, "Ethernet address")
 
     @check.register
     def _(self, operation: SetTunnel) -> None:
         tunnel: Tunnel = operation.tunnel
-        _match(_TUNNEL, tunnel.device, "tunnel device")
-        _among(("gre", "vxlan"), tunnel.encapsulation, "encapsulation of a device")
-        _match(_ADDRESS, tunnel.local, "address")
-        _match(_ADDRESS, tunnel.remote, "address")
-        _mtu(tunnel.mtu)
-        _number(tunnel.vni, _MAX_VNI - 1, "VNI")
-        _number(tunnel.port, _MAX_PORT, "port")
-        _match(_MAC, tunnel.mac or "00:00:00:00:00:00", "Ethernet address")
+        values.match(values.TUNNEL, tunnel.device, "tunnel device")
+        values.among(("gre", "vxlan"), tunnel.encapsulation, "encapsulation of a device")
+        values.match(values.ADDRESS, tunnel.local, "address")
+        values.match(values.ADDRESS, tunnel.remote, "address")
+        values.mtu(tunnel.mtu)
+        values.number(tunnel.vni, values.MAX_VNI - 1, "VNI")
+        values.number(tunnel.port, values.MAX_PORT, "port")
+        values.match(values.MAC, tunnel.mac or "00:00:00:00:00:00", "Ethernet address")
 
     @check.register
     def _(self, operation: DeleteTunnel | DeletePort) -> None:
-        _match(_OUR_LINK, operation.device, "link of ours")
+        values.match(values.OUR_LINK, operation.device, "link of ours")
 
     @check.register
     def _(self, operation: SetRoute) -> None:
         route: Route = operation.route
-        _block(route.block)
+        values.block(route.block)
         self._tunnel_or_underlay(route.device)
-        _match(_ADDRESS, route.source, "address")
-        _match(_ADDRESS, route.via or route.source, "address")
-        _match(_MAC, route.via_mac or "00:00:00:00:00:00", "Ethernet address")
-        _mtu(route.mtu or _MTU[0])
+        values.match(values.ADDRESS, route.source, "address")
+        values.match(values.ADDRESS, route.via or route.source, "address")
+        values.match(values.MAC, route.via_mac or "00:00:00:00:00:00", "Ethernet address")
+        values.mtu(route.mtu or 576)
 
     def _tunnel_or_underlay(self, device: str) -> None:
         if device != self._underlay_device() or not device:
-            _match(_TUNNEL, device, "tunnel device")
+            values.match(values.TUNNEL, device, "tunnel device")
 
     @check.register
     def _(self, operation: DeleteRoute) -> None:
-        _block(operation.block)
+        values.block(operation.block)
 
     @check.register
     def _(self, operation: SetPort) -> None:
-        _match(_CONTAINER, operation.container, "container id")
+        values.match(values.CONTAINER, operation.container, "container id")
         if operation.port.device != names.port_device(operation.container):
-            raise _refuse("port of this container", operation.port.device)
-        _mtu(operation.port.mtu)
-        _end(operation.end)
+            raise values.refuse("port of this container", operation.port.device)
+        values.mtu(operation.port.mtu)
+        values.end_of_container(operation.end)
+
+    @check.register
+    def _(self, operation: SetEndpoint) -> None:
+        values.match(values.CONTAINER, operation.endpoint, "key of an endpoint")
+        if operation.port.device != names.port_device(operation.endpoint):
+            raise values.refuse("port of this endpoint", operation.port.device)
+        values.mtu(operation.port.mtu)
+        values.match(values.MAC, operation.mac, "Ethernet address")
+
+    @check.register
+    def _(self, operation: WatchSandbox) -> None:
+        values.match(values.CONTAINER, operation.endpoint, "key of an endpoint")
+        values.match(SANDBOX, operation.sandbox, "name of a namespace of Docker's")
+
+    @check.register
+    def _(self, operation: ForgetSandbox) -> None:
+        values.match(values.CONTAINER, operation.endpoint, "key of an endpoint")
 
     @check.register
     def _(self, operation: SetEnd) -> None:
-        _match(_CONTAINER, operation.container, "container id")
-        _end(operation.end)
+        values.match(values.CONTAINER, operation.container, "container id")
+        values.end_of_container(operation.end)
 
     @check.register
     def _(self, operation: CreateContainer) -> None:
-        _match(_CONTAINER, operation.container, "container id")
-        _match(_NAME, operation.name, "name")
-        _match(_ADDRESS, operation.address, "address")
-        workload = operation.workload
-        for text in (*workload.argv, *(part for pair in workload.env for part in pair), workload.workdir):
-            _no_zero(text)
+        values.match(values.CONTAINER, operation.container, "container id")
+        values.match(values.NAME, operation.name, "name")
+        values.match(values.ADDRESS, operation.address, "address")
+        if operation.block:
+            values.block(operation.block)
+        _workload(operation.workload)
 
     @check.register
     def _(self, operation: StopContainer | RemoveContainer) -> None:
-        _match(_CONTAINER, operation.container, "container id")
+        values.match(values.CONTAINER, operation.container, "container id")
 
     @check.register
     def _(self, operation: StartContainer) -> None:
-        _match(_CONTAINER, operation.container, "container id")
-        _number(operation.generation, _MAX_GENERATION, "generation")
+        values.match(values.CONTAINER, operation.container, "container id")
+        values.number(operation.generation, values.MAX_GENERATION, "generation")
 
     @check.register
     def _(self, operation: UpdateContainerRules) -> None:
-        _match(_CONTAINER, operation.container, "container id")
+        values.match(values.CONTAINER, operation.container, "container id")
         for openings in (
             operation.inbound,
             operation.inbound_removed,
             operation.outbound,
             operation.outbound_removed,
         ):
-            _openings(openings)
+            values.openings(openings)
 
     @check.register
     def _(self, operation: SetContainerRules) -> None:
-        _match(_CONTAINER, operation.container, "container id")
+        values.match(values.CONTAINER, operation.container, "container id")
         policy: ContainerPolicy = operation.policy
-        _match(_ADDRESS, policy.address, "address")
-        _match(_ADDRESS, policy.gateway, "address")
-        _match(_ADDRESS, policy.resolver or policy.gateway, "address")
-        _networks(policy.closed)
-        _openings(policy.inbound)
-        _openings(policy.outbound)
+        values.match(values.ADDRESS, policy.address, "address")
+        values.match(values.ADDRESS, policy.gateway, "address")
+        values.match(values.ADDRESS, policy.resolver or policy.gateway, "address")
+        values.networks(policy.closed)
+        values.openings(policy.inbound)
+        values.openings(policy.outbound)
+        for published in policy.published:
+            values.port(published.protocol, published.port)
 
     @check.register
     def _(self, operation: SetHostRules) -> None:
         policy: HostPolicy = operation.policy
-        _among((names.BRIDGE,), policy.bridge, "bridge of ours")
-        _match(_ADDRESS, policy.address, "address")
-        _block(policy.block)
-        _match(_CIDR, policy.supernet, "network")
-        _match(_ADDRESS, policy.resolver or policy.address, "address")
-        _networks(policy.closed)
-        _number(policy.vxlan_port, _MAX_PORT, "port")
+        values.among((names.BRIDGE,), policy.bridge, "bridge of ours")
+        values.match(values.ADDRESS, policy.address, "address")
+        values.block(policy.block)
+        values.match(values.CIDR, policy.supernet, "network")
+        values.match(values.ADDRESS, policy.resolver or policy.address, "address")
+        values.networks(policy.closed)
+        values.number(policy.vxlan_port, values.MAX_PORT, "port")
         self._host_elements(policy.bindings, policy.pairs, policy.tunnels)
+        _published(policy.publications, policy.internal)
 
     @check.register
     def _(self, operation: UpdateHostRules) -> None:
         self._host_elements(operation.bindings, operation.pairs, operation.tunnels)
         self._host_elements(operation.bindings_removed, operation.pairs_removed, operation.tunnels_removed)
+        _published(operation.publications, operation.internal)
+        _published(operation.publications_removed, operation.internal_removed)
 
     def _host_elements(
         self, bindings: Iterable[PortBinding], pairs: Iterable[Pair], tunnels: Iterable[TunnelPolicy]
     ) -> None:
         for binding in bindings:
-            _match(_PORT, binding.device, "port of ours")
-            _match(_MAC, binding.mac, "Ethernet address")
-            _match(_ADDRESS, binding.address, "address")
+            values.match(values.PORT, binding.device, "port of ours")
+            values.match(values.MAC, binding.mac, "Ethernet address")
+            values.match(values.ADDRESS, binding.address, "address")
         for pair in pairs:
-            _match(_ADDRESS, pair.one, "address")
-            _match(_ADDRESS, pair.other, "address")
-            _time(pair.expires_at)
+            values.match(values.ADDRESS, pair.one, "address")
+            values.match(values.ADDRESS, pair.other, "address")
+            values.time_or_never(pair.expires_at)
         for tunnel in tunnels:
             self._tunnel_or_underlay(tunnel.device)
-            _block(tunnel.block)
-            _among(("gre", "vxlan", "wireguard", "direct"), tunnel.encapsulation, "encapsulation")
-            _match(_ADDRESS, tunnel.outer, "address")
-            _number(tunnel.vni, _MAX_VNI - 1, "VNI")
-            _match(_MAC, tunnel.mac or "00:00:00:00:00:00", "Ethernet address")
+            values.block(tunnel.block)
+            values.among(_OUTER, tunnel.encapsulation, "encapsulation")
+            values.match(values.ADDRESS, tunnel.outer, "address")
+            values.number(tunnel.vni, values.MAX_VNI - 1, "VNI")
+            values.match(values.MAC, tunnel.mac or "00:00:00:00:00:00", "Ethernet address")
+
+    @check.register
+    def _(self, operation: OpenPassage | ClosePassage) -> None:
+        values.among(("nft", "legacy"), operation.variant, "variant of iptables")
 
     @check.register
     def _(self, _operation: DeleteBridge | DeleteHostRules) -> None:
         """Nothing to check: the operation names nothing."""
 
 
-def check_exec(request: OpenExec) -> None:
-    """Return if a command to run in a container is of the agreed form.
-
-    Raises:
-        InvalidError: It is not.
-    """
-    if not 1 <= len(request.argv) <= _MAX_ARGUMENTS or len(request.env) > _MAX_ARGUMENTS:
-        raise InvalidError(
-            f"a command has 1 to {_MAX_ARGUMENTS} arguments, and as many variables at most",
-            "put long commands into a script",
-        )
-    for text in (*request.argv, *(part for pair in request.env for part in pair), request.user):
-        _no_zero(text)
-    _number(request.rows, _MAX_PORT, "number of rows")
-    _number(request.columns, _MAX_PORT, "number of columns")
-
-
-def check_address(address: str) -> None:
-    """Return if `address` is a canonical IPv4 address.
-
-    Raises:
-        InvalidError: It is not.
-    """
-    _match(_ADDRESS, address, "address")
-
-
-# --- values -----------------------------------------------------------------------------------------
-
-
-def _refuse(what: str, value: object) -> InvalidError:
-    return InvalidError(f"{str(value)[:80]!a} is no {what}")
-
-
-def _match(pattern: re.Pattern[str], value: str, what: str) -> None:
-    if pattern.fullmatch(value) is None:
-        raise _refuse(what, value)
-
-
-def _among(allowed: tuple[str, ...], value: str, what: str) -> None:
-    if value not in allowed:
-        raise _refuse(what, value)
-
-
-def _number(value: int, largest: int, what: str) -> None:
-    if not 0 <= value <= largest:
-        raise _refuse(what, value)
-
-
-def _mtu(value: int) -> None:
-    if value not in _MTU:
-        raise _refuse("MTU", value)
-
-
-def _time(value: float | None) -> None:
+def _workload(workload: Workload) -> None:
+    """Check the form; what a container may do to its host is the broker's to decide."""
+    labels = (part for pair in workload.labels for part in pair)
+    for text in (
+        *workload.argv,
+        *(part for pair in workload.env for part in pair),
+        *labels,
+        *workload.cap_add,
+        workload.workdir,
+        workload.user,
+        workload.unsafe,
+    ):
+        values.no_zero(text)
+    for volume in workload.volumes:
+        values.no_zero(volume)
+        values.match(_VOLUME, volume, "volume")
+    values.match(_RESTART, workload.restart, "restart policy")
+    if workload.image or workload.engine == DOCKER:
+        values.match(_IMAGE, workload.image, "name of an image")
+    values.number(workload.memory, _MOST_MEMORY, "number of bytes")
+    values.number(workload.pids, _MOST_PIDS, "number of processes")
     # Not a number is neither.
-    if value is not None and not 0 <= value < _MAX_GENERATION:
-        raise _refuse("point in time", value)
+    if not 0 <= workload.cpus <= _MOST_CPUS:
+        raise values.refuse("number of processors", workload.cpus)
 
 
-def _no_zero(text: str) -> None:
-    if "\0" in text:
-        raise _refuse("text of a command", text)
-
-
-def _interface(text: str) -> None:
-    _match(_CIDR, text, "address with its length")
-    try:
-        network = IPv4Network(text, strict=False)
-    except ValueError:
-        raise _refuse("address with its length", text) from None
-    _of_hosts(network, text)
-
-
-def _block(text: str) -> None:
-    _match(_CIDR, text, "network")
-    try:
-        network = IPv4Network(text)
-    except ValueError:
-        raise _refuse("network", text) from None
-    _of_hosts(network, text)
-
-
-def _of_hosts(network: IPv4Network, text: str) -> None:
-    """Refuse what would take the host's default route, its loopback, or what hosts cannot have."""
-    if network.prefixlen < _SHORTEST_BLOCK or any(network.overlaps(other) for other in _NO_HOSTS):
-        raise _refuse("block of a node", text)
-
-
-def _networks(networks: Iterable[str]) -> None:
-    for network in networks:
-        _match(_CIDR, network, "network")
-
-
-def _end(end: ContainerEnd) -> None:
-    _interface(end.address)
-    _match(_ADDRESS, end.gateway, "address")
-    _mtu(end.mtu)
-    _match(_MAC, end.mac, "Ethernet address")
-
-
-def _openings(openings: Iterable[Opening]) -> None:
-    for opening in openings:
-        _match(_ADDRESS, opening.peer, "address")
-        _number(opening.port, _MAX_PORT, "port")
-        _time(opening.expires_at)
+def _published(publications: Iterable[Publication], internal: Iterable[str]) -> None:
+    for one in publications:
+        values.port(one.protocol, one.host_port)
+        values.port(one.protocol, one.port)
+        values.match(values.ADDRESS, one.host_address or one.address, "address")
+        values.match(values.ADDRESS, one.address, "address")
+    for address in internal:
+        values.match(values.ADDRESS, address, "address")

@@ -9,8 +9,16 @@ from collections.abc import Callable, Sequence
 from nodeagent.apply import Host
 from nodeagent.execs import Execs
 from nodeagent.helper_client import Event
-from nodeagent.helper_messages import ContainerChanged, Drifted, OpenExec
-from nodeagent.kernel_state import HostFacts, HostState
+from nodeagent.helper_messages import (
+    Adopt,
+    ContainerChanged,
+    Drifted,
+    OpenCopy,
+    OpenExec,
+    OpenLogs,
+    SandboxChanged,
+)
+from nodeagent.kernel_state import DOCKER, EngineContainer, HostFacts, HostState
 from nodeagent.ops import Op
 
 
@@ -46,6 +54,8 @@ class LocalHelper:
         self._after = after
         self._events: list[Event] = []
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        if DOCKER in host.engines:
+            host.docker().listen(self._events.append)
 
     def facts(self, underlay: str | None = None) -> HostFacts:
         """See `Helper`."""
@@ -75,14 +85,38 @@ class LocalHelper:
         """See `Helper`."""
         self._execs.kill(handle)
 
-    def open_logs(self, container: str) -> int:
+    def open_logs(self, request: OpenLogs) -> tuple[int, int]:
         """See `Helper`."""
-        return self._host.engine_of(container).logs(container)
+        handle, (descriptor,) = self._execs.logs(request, self._events.append)
+        return handle, descriptor
+
+    def open_copy(self, request: OpenCopy) -> tuple[int, int]:
+        """See `Helper`."""
+        handle, (descriptor,) = self._execs.copy(request, self._events.append)
+        return handle, descriptor
+
+    def adopt(self, request: Adopt) -> int:
+        """See `Helper`."""
+        return self._execs.adopt(request, self._events.append)
+
+    def list_docker(self) -> None:
+        """See `Helper`."""
+        self._host.docker().list_docker()
+
+    def revive_docker(self) -> None:
+        """See `Helper`."""
+        self._host.docker().revive()
+
+    def sandbox_present(self, endpoint: str) -> bool:
+        """See `Helper`."""
+        sandboxes = self._host.sandboxes
+        return sandboxes is not None and sandboxes.present().get(endpoint, False)
 
     def events(self) -> list[Event]:
         """See `Helper`. Lets the engines' fakes say what happened first."""
         for engine in self._host.engines.values():
-            engine.dispatch(lambda container, state: self._events.append(ContainerChanged(container, state)))
+            self._host.dispatch(engine, self._container_changed)
+        self._host.dispatch_sandboxes(self._sandbox_changed)
         drift = self._host.drifted()
         if drift:
             self._events.append(Drifted(drift))
@@ -91,6 +125,12 @@ class LocalHelper:
         events = self._events.copy()
         self._events.clear()
         return events
+
+    def _container_changed(self, container: str, state: EngineContainer | None) -> None:
+        self._events.append(ContainerChanged(container, state))
+
+    def _sandbox_changed(self, endpoint: str, present: bool) -> None:  # noqa: FBT001 - as a callback
+        self._events.append(SandboxChanged(endpoint, present))
 
     def wake(self) -> None:
         """Make `fileno` readable: a fake has something to tell."""

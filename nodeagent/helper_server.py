@@ -1,7 +1,7 @@
 """The privileged child's loop: one request, one answer, and events as they happen.
 
     agent's socket --request--> checks --> Host (kernel, firewall, engines) --answer--> agent's socket
-    engines' descriptors, the kernel's notices, a timer over the firewalls --event--> agent's socket
+    engines, Docker's namespaces, the kernel's notices, a timer over the firewalls --event--> agent's socket
 
 It has one thread, since whoever enters a namespace takes the thread along. It ends with the agent's socket.
 """
@@ -18,27 +18,34 @@ from typing import Any, Final, Protocol
 from firewall_rules.backends.base import FirewallError
 from netctl.errors import NetctlError, ProtocolError, UnavailableError
 from netctl.wire.codec import convert_body
-from nodeagent import helper_checks, helper_wire
+from nodeagent import helper_checks, helper_wire, request_checks
 from nodeagent.apply import Host
 from nodeagent.execs import Execs
 from nodeagent.helper_messages import (
+    Adopt,
     Apply,
     ContainerChanged,
     Drifted,
-    ExecEnded,
     FactsAnswer,
     GetFacts,
+    GetSandbox,
     KillExec,
+    ListDocker,
     Observe,
     Observed,
+    OpenCopy,
     Opened,
     OpenExec,
     OpenLogs,
     Refused,
     Results,
+    ReviveDocker,
+    SandboxAnswer,
+    SandboxChanged,
 )
-from nodeagent.kernel_state import EngineContainer
+from nodeagent.kernel_state import DOCKER, EngineContainer
 from nodeagent.ops import OPS, Op
+from nodeagent.outbox import Outbox
 
 DRIFT_SECONDS: Final = 1.0
 """How long a change to one of our firewalls by someone else may go unnoticed."""
@@ -57,37 +64,6 @@ class Watch(Protocol):
 
     def foreign_change(self) -> str:
         """Say what changed without us; empty: nothing of ours."""
-
-
-class Outbox:
-    """Events that the agent has not been told yet; of one thing only the newest is kept, so it is bounded."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[object, Any] = {}
-
-    def add(self, event: ContainerChanged | ExecEnded | Drifted) -> None:
-        """Tell the agent, once it reads."""
-        self._waiting[_subject(event)] = event
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def deliver(self, sock: socket.socket) -> None:
-        """Send as many as there is room for.
-
-        Raises:
-            UnavailableError: The agent is gone.
-        """
-        for subject, event in list(self._waiting.items()):
-            if not helper_wire.send_at_once(sock, helper_wire.encode(event)):
-                return
-            del self._waiting[subject]
-
-
-def _subject(event: ContainerChanged | ExecEnded | Drifted) -> object:
-    if isinstance(event, ContainerChanged):
-        return event.container
-    return event.handle if isinstance(event, ExecEnded) else Drifted
 
 
 class HelperServer:
@@ -123,6 +99,8 @@ class HelperServer:
         self._underlay_device = ""
         self._checks = helper_checks.OperationChecks(lambda: self._underlay_device)
         self._next_look = clock() + DRIFT_SECONDS
+        if DOCKER in host.engines:
+            host.docker().listen(self._outbox.add)
 
     def serve(self) -> None:
         """Serve until the agent's socket closes."""
@@ -143,6 +121,10 @@ class HelperServer:
             for descriptor in engine.descriptors():
                 poll.register(descriptor, select.POLLIN)
         wait = max(0.0, self._next_look - self._clock())
+        sandboxes = self._host.sandboxes
+        if sandboxes is not None:
+            poll.register(sandboxes.fileno(), select.POLLPRI)
+            wait = 0.0 if sandboxes.waiting() else wait
         return {
             descriptor
             for descriptor, what in poll.poll(wait * 1000)
@@ -152,7 +134,8 @@ class HelperServer:
     def _handle(self, ready: set[int]) -> None:
         for engine in self._host.engines.values():
             if not ready.isdisjoint(engine.descriptors()):
-                engine.dispatch(self._container_changed)
+                self._host.dispatch(engine, self._container_changed)
+        self._look_at_sandboxes(ready)
         if self._watch.fileno() in ready:
             self._drifted(self._watch.foreign_change())
         if self._clock() >= self._next_look:
@@ -161,8 +144,18 @@ class HelperServer:
             if later is not None:
                 later()
             self._drifted(self._host.drifted())
+            if self._host.sandboxes is not None:
+                self._host.sandboxes.look()
         if self._socket.fileno() in ready:
             self._serve_one()
+
+    def _look_at_sandboxes(self, ready: set[int]) -> None:
+        sandboxes = self._host.sandboxes
+        if sandboxes is not None and (sandboxes.waiting() or sandboxes.fileno() in ready):
+            self._host.dispatch_sandboxes(self._sandbox_changed)
+
+    def _sandbox_changed(self, endpoint: str, present: bool) -> None:  # noqa: FBT001 - as a callback
+        self._outbox.add(SandboxChanged(endpoint, present))
 
     def _container_changed(self, container: str, state: EngineContainer | None) -> None:
         self._outbox.add(ContainerChanged(container, state))
@@ -180,6 +173,7 @@ class HelperServer:
         except (NetctlError, FirewallError, OSError) as error:
             answer, descriptors = Refused(str(error)[:4096]), ()
         try:
+            self._outbox.finish(self._socket)
             helper_wire.send(self._socket, answer, descriptors)
         finally:
             helper_wire.close_all(descriptors)
@@ -192,7 +186,7 @@ class HelperServer:
     def _(self, request: GetFacts) -> Answer:
         underlay = request.underlay or self._underlay
         if underlay is not None:
-            helper_checks.check_address(underlay)
+            request_checks.check_address(underlay)
         if self._underlay is not None and underlay != self._underlay:
             raise ProtocolError(f"the underlay address of this child is {self._underlay}, not {underlay}")
         facts = self._host.facts(underlay)
@@ -220,7 +214,7 @@ class HelperServer:
 
     @_answer.register
     def _(self, request: OpenExec) -> Answer:
-        helper_checks.check_exec(request)
+        request_checks.check_exec(request)
         handle, descriptors = self._execs.open(request, self._outbox.add)
         return Opened(handle), descriptors
 
@@ -231,4 +225,32 @@ class HelperServer:
 
     @_answer.register
     def _(self, request: OpenLogs) -> Answer:
-        return Opened(0), (self._host.engine_of(request.container).logs(request.container),)
+        request_checks.check_logs(request)
+        handle, descriptors = self._execs.logs(request, self._outbox.add)
+        return Opened(handle), descriptors
+
+    @_answer.register
+    def _(self, request: OpenCopy) -> Answer:
+        request_checks.check_copy(request)
+        handle, descriptors = self._execs.copy(request, self._outbox.add)
+        return Opened(handle), descriptors
+
+    @_answer.register
+    def _(self, request: Adopt) -> Answer:
+        request_checks.check_adoption(request)
+        return Opened(self._execs.adopt(request, self._outbox.add)), ()
+
+    @_answer.register
+    def _(self, _request: ListDocker) -> Answer:
+        self._host.docker().list_docker()
+        return Results(()), ()
+
+    @_answer.register
+    def _(self, _request: ReviveDocker) -> Answer:
+        self._host.docker().revive()
+        return Results(()), ()
+
+    @_answer.register
+    def _(self, request: GetSandbox) -> Answer:
+        sandboxes = self._host.sandboxes
+        return SandboxAnswer(sandboxes is not None and sandboxes.present().get(request.endpoint, False)), ()

@@ -41,27 +41,44 @@ def send(sock: socket.socket, message: Any, descriptors: Sequence[int] = ()) -> 
         InvalidError: The message is too large.
         UnavailableError: The other side is gone, or does not read.
     """
-    data = encode(message)
-    packets = [data[start : start + _PACKET] for start in range(0, len(data), _PACKET)]
+    *first, last = packets(encode(message))
+    for packet in first:
+        send_packet(sock, packet)
+    if not descriptors:
+        send_packet(sock, last)
+        return
     try:
-        for packet in packets[:-1]:
-            sock.send(_MORE + packet)
-        if descriptors:
-            socket.send_fds(sock, [_LAST + packets[-1]], descriptors)
-        else:
-            sock.send(_LAST + packets[-1])
+        socket.send_fds(sock, [last], descriptors)
     except OSError as error:
         raise gone(error) from error
 
 
-def send_at_once(sock: socket.socket, data: bytes) -> bool:
-    """Send a small message, as `encode` returned it, without waiting; return whether there was room.
+def packets(data: bytes) -> list[bytes]:
+    """Return the packets that a message, as `encode` returned it, is sent in: one after the other."""
+    parts = [data[start : start + _PACKET] for start in range(0, len(data), _PACKET)]
+    return [*(_MORE + part for part in parts[:-1]), _LAST + parts[-1]]
+
+
+def send_packet(sock: socket.socket, packet: bytes) -> None:
+    """Send one packet, and wait until it is on its way.
+
+    Raises:
+        UnavailableError: The other side is gone, or does not read.
+    """
+    try:
+        sock.send(packet)
+    except OSError as error:
+        raise gone(error) from error
+
+
+def send_at_once(sock: socket.socket, packet: bytes) -> bool:
+    """Send one packet without waiting; return whether there was room.
 
     Raises:
         UnavailableError: The other side is gone.
     """
     try:
-        sock.send(_LAST + data, socket.MSG_DONTWAIT)
+        sock.send(packet, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
     except OSError as error:

@@ -7,13 +7,16 @@ Since both sides are the same type, a difference is an inequality.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 
 from firewall_rules.backends.base import Variant
 from firewall_rules.policy import ContainerPolicy, HostPolicy
 from netctl.model import ContainerRunState, Encapsulation
+
+DOCKER: Final = "docker"
+"""The engine whose containers get their links and rules as Docker's endpoints, and go in their own time."""
 
 
 @attrs.frozen

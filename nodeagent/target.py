@@ -16,6 +16,7 @@ from netctl.wire.messages import NodeError
 from nodeagent.desired_index import DesiredIndex, Scope
 from nodeagent.endpoints import Endpoint, Endpoints
 from nodeagent.kernel_state import (
+    DOCKER,
     Bridge,
     ContainerEnd,
     ContainerPort,
@@ -45,8 +46,6 @@ ENDED: Final = ("exited", "failed")
 """States of a container whose command is over."""
 WITH_NAMESPACE: Final = ("created", "running", *ENDED)
 """States in which a container's namespace can exist."""
-DOCKER: Final = "docker"
-"""The engine whose containers get their links and rules as Docker's endpoints."""
 NO_ENDPOINTS: Final = Endpoints()
 
 

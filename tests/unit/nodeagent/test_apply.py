@@ -8,7 +8,8 @@ import pytest
 from firewall_rules import names
 from firewall_rules.policy import ContainerPolicy, Opening, Pair
 from netctl.model import Workload
-from nodeagent.apply import NOT_TRIED, Host
+from nodeagent.apply import Host
+from nodeagent.failures import NOT_TRIED
 from nodeagent.kernel_state import EngineContainer
 from nodeagent.ops import (
     CreateContainer,

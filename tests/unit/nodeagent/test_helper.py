@@ -21,13 +21,14 @@ from nodeagent.helper_messages import (
     KillExec,
     Opened,
     OpenExec,
+    OpenLogs,
     Refused,
     Results,
 )
-from nodeagent.helper_server import Outbox
 from nodeagent.kernel.fake import FACTS, CrashError
 from nodeagent.kernel_state import EngineContainer
 from nodeagent.ops import OPS, Op, SetBridge, SetSysctl, ordered
+from nodeagent.outbox import Outbox
 from tests.support.hosts import BRIDGE, CONTAINER, OTHER, PREPARING, FakeHost, ServedHost, attaching, creating
 from tests.support.netns import wait_for
 
@@ -174,14 +175,15 @@ def test_exec_and_logs_of_what_is_not_there_are_refused(served: ServedHost) -> N
     with pytest.raises(KernelError, match="not on this node"):
         served.client.open_exec(OpenExec(OTHER, ("true",)))
     with pytest.raises(KernelError, match="not on this node"):
-        served.client.open_logs(OTHER)
+        served.client.open_logs(OpenLogs(OTHER))
     assert descriptors_of(served) == before
 
 
 def test_logs_are_read_from_their_beginning(served: ServedHost) -> None:
     attached(served)
     served.fakes.engine.write_output(CONTAINER, 1, b"hello")
-    descriptor = served.client.open_logs(CONTAINER)
+    handle, descriptor = served.client.open_logs(OpenLogs(CONTAINER))
+    assert handle == 0
     assert os.read(descriptor, 99) == b"\x01\0\0\0\x05hello"
     os.close(descriptor)
 

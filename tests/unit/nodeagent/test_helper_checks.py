@@ -8,24 +8,38 @@ import attrs
 import pytest
 
 from firewall_rules import names
-from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding, TunnelPolicy
+from firewall_rules.policy import (
+    ContainerPolicy,
+    HostPolicy,
+    Opening,
+    Pair,
+    PortBinding,
+    Publication,
+    PublishedPort,
+    TunnelPolicy,
+)
 from netctl.errors import InvalidError
 from netctl.model import Workload, mac_of
 from nodeagent.helper_checks import OperationChecks
+from nodeagent.helper_messages import Adopt, OpenCopy, OpenLogs
 from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
 from nodeagent.ops import (
     OPS,
+    ClosePassage,
     CreateContainer,
     DeleteBridge,
     DeleteHostRules,
     DeletePort,
     DeleteRoute,
     DeleteTunnel,
+    ForgetSandbox,
     Op,
+    OpenPassage,
     RemoveContainer,
     SetBridge,
     SetContainerRules,
     SetEnd,
+    SetEndpoint,
     SetHostRules,
     SetPort,
     SetRoute,
@@ -35,7 +49,9 @@ from nodeagent.ops import (
     StopContainer,
     UpdateContainerRules,
     UpdateHostRules,
+    WatchSandbox,
 )
+from nodeagent.request_checks import check_adoption, check_copy, check_logs
 
 ID = "0123456789abcdef0123456789abcdef"
 MAC = mac_of("10.1.0.2")
@@ -52,7 +68,9 @@ CONTAINER_POLICY = ContainerPolicy(
     closed=frozenset({"192.0.2.0/24"}),
     inbound=frozenset({OPENING}),
     outbound=frozenset({OPENING}),
+    published=frozenset({PublishedPort("tcp", 80)}),
 )
+PUBLICATION = Publication("tcp", "192.0.2.1", 8080, "10.1.0.2", 80)
 HOST_POLICY = HostPolicy(
     names.BRIDGE,
     "10.1.0.1",
@@ -63,6 +81,17 @@ HOST_POLICY = HostPolicy(
     bindings=frozenset({BINDING}),
     pairs=frozenset({PAIR}),
     tunnels=frozenset({TUNNEL_POLICY}),
+    publications=frozenset({PUBLICATION}),
+    internal=frozenset({"10.1.0.2"}),
+)
+DOCKER_WORKLOAD = Workload(
+    "docker",
+    (),
+    image="registry.example:5000/web:1",
+    volumes=("/srv/web:/data:ro", "web:/var/lib/web"),
+    labels=(("A", "b"),),
+    restart="on-failure:5",
+    cap_add=("NET_BIND_SERVICE",),
 )
 
 GOOD: tuple[Op, ...] = (
@@ -78,8 +107,20 @@ GOOD: tuple[Op, ...] = (
     DeleteRoute("10.2.0.0/16"),
     SetHostRules(HOST_POLICY),
     UpdateHostRules((BINDING,), (BINDING,), (PAIR,), (PAIR,), (TUNNEL_POLICY,), (TUNNEL_POLICY,)),
+    UpdateHostRules(
+        publications=(PUBLICATION,),
+        publications_removed=(PUBLICATION,),
+        internal=("10.1.0.2",),
+        internal_removed=("10.1.0.2",),
+    ),
     DeleteHostRules(),
+    OpenPassage("nft"),
+    ClosePassage("legacy"),
+    WatchSandbox(ID, "0123456789ab"),
+    ForgetSandbox(ID),
+    SetEndpoint(ID, ContainerPort(names.port_device(ID), 1450), MAC),
     CreateContainer(ID, "web", "10.1.0.2", Workload("process", ("sleep", "1"), (("A", "b"),))),
+    CreateContainer(ID, "web", "10.1.0.2", DOCKER_WORKLOAD, "10.1.0.0/16"),
     SetContainerRules(ID, CONTAINER_POLICY),
     UpdateContainerRules(ID, (OPENING,), (OPENING,), (OPENING,), (OPENING,)),
     SetPort(ID, ContainerPort(names.port_device(ID), 1450), END),
@@ -121,6 +162,15 @@ BAD_TEXT: dict[str, tuple[str, ...]] = {
     "one": ("10.1.0.2.3",),
     "other": ("x",),
     "workdir": ("/\0",),
+    "user": ("a\0",),
+    "unsafe": ("a\0",),
+    "restart": ("", "sometimes", "on-failure:", "no\n"),
+    "image": ("", "-web", "web latest", "web\n", "web$(x)"),
+    "endpoint": ("web", ID.upper(), ID[1:]),
+    "sandbox": ("", "default", "../123456", "0123456789ab\n", "a" * 65),
+    "variant": ("nft\n", "other"),
+    "host_address": ("192.0.2.1/24", "*"),
+    "protocol": ("sctp", "tcp\n"),
 }
 BAD_NUMBERS = (-1, 2**70)
 
@@ -137,8 +187,14 @@ def _worse(value: Any, field: str = "") -> list[Any]:  # noqa: PLR0911 - one for
             )
         ]
     if isinstance(value, tuple | frozenset):
-        if field in ("argv", "env"):
-            return [("a\0b",)] if field == "argv" else [(("A", "b\0"),)]
+        if field in ("argv", "cap_add"):
+            return [("a\0b",)]
+        if field in ("env", "labels"):
+            return [(("A", "b\0"),)]
+        if field == "volumes":
+            return [("/a",), ("/a:b",), ("/a:/b:z",), ("../a:/b",), ("/a\0:/b",), (":/b",)]
+        if field in ("internal", "internal_removed"):
+            return [type(value)(("10.1.0.0/24",))]
         if field == "closed":
             return [frozenset({"192.0.2.0"}), frozenset({"drop;"})]
         return [type(value)((bad,)) for good in value for bad in _worse(good)]
@@ -183,6 +239,8 @@ def test_each_value_made_bad_is_refused(checks: OperationChecks, operation: Op) 
     for bad in worse:
         if isinstance(bad, SetRoute) and bad.route.via == "":
             continue
+        if bad == operation:
+            continue  # no image, which is bad with Docker only
         assert _is_refused(checks, bad), f"passed: {bad}"
 
 
@@ -215,3 +273,25 @@ def test_links_of_older_versions_may_be_deleted(checks: OperationChecks) -> None
     for other in ("eth0", "docker0", "netctl0", "ncp" + "x" * 13):
         with pytest.raises(InvalidError):
             checks.check(DeletePort(other))
+
+
+def test_port_belongs_to_its_endpoint(checks: OperationChecks) -> None:
+    with pytest.raises(InvalidError, match="port of this endpoint"):
+        checks.check(SetEndpoint(ID, ContainerPort("ncpffffffffffff", 1450), MAC))
+
+
+def test_requests_about_one_container() -> None:
+    check_logs(OpenLogs(ID, 10))
+    check_copy(OpenCopy(ID, "/etc/hosts", "out"))
+    check_adoption(Adopt("web_1.x", "10.1.0.0/16"))
+    for check, bad in (
+        (check_logs, OpenLogs(ID, -1)),
+        (check_copy, OpenCopy(ID, "etc", "out")),
+        (check_copy, OpenCopy(ID, "/a\0", "in")),
+        (check_adoption, Adopt("", "10.1.0.0/16")),
+        (check_adoption, Adopt("../web", "10.1.0.0/16")),
+        (check_adoption, Adopt("web?force=1", "10.1.0.0/16")),
+        (check_adoption, Adopt("web", "10.1.0.0")),
+    ):
+        with pytest.raises(InvalidError):
+            check(bad)  # type: ignore[operator]
