@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from netctl.errors import PendingError
-from netctl.model import NodeFacts, Port, Workload
+from netctl.model import DockerContainer, NodeFacts, Port, Wish, Workload
 from netctl.wire.messages import (
+    BindNode,
     BrokerStatus,
     Connect,
     ConnectionList,
@@ -24,6 +25,7 @@ from netctl.wire.messages import (
     GetStatus,
     InspectContainer,
     InviteCreated,
+    LabelNode,
     ListConnections,
     ListContainers,
     ListNodes,
@@ -36,6 +38,7 @@ from netctl.wire.messages import (
     ShowNode,
     StartContainer,
     StopContainer,
+    WishView,
 )
 from tests.unit.netctl.cli.conftest import Broker, Netctl
 
@@ -127,6 +130,10 @@ def test_empty_listings(
         ("node drain n1 --undo", DrainNode("n1", True)),
         ("node rm n1", RemoveNode("n1", False, 10.0)),
         ("node rm n1 --force", RemoveNode("n1", True, 10.0)),
+        ("node bind n1 ada", BindNode("n1", "ada")),
+        ("node bind n1 --none", BindNode("n1", None)),
+        ("node label n1 disk=ssd zone=a-", LabelNode("n1", (("disk", "ssd"), ("zone", "a-")))),
+        ("node label n1 zone- disk= rack-", LabelNode("n1", (("disk", ""),), ("zone", "rack"))),
     ],
 )  # fmt: skip
 def test_commands_ask_for_what_was_typed(broker: Broker, netctl: Netctl, command: str, expected: Any) -> None:
@@ -145,10 +152,15 @@ def test_commands_ask_for_what_was_typed(broker: Broker, netctl: Netctl, command
 
 def test_details(broker: Broker, netctl: Netctl) -> None:
     facts = NodeFacts("172.31.1.1", "", 1500, ("vxlan",), "nftables", ("process",))
-    broker.answers[ShowNode] = NodeDetail(NODE, facts, {"n2": "vxlan"})
+    broker.answers[ShowNode] = NodeDetail(
+        NODE, facts, {"n2": "vxlan"}, labels=(("disk", "ssd"),), account="ada"
+    )
     shown = json.loads(netctl("node", "show", "n1", "--json").out)
     assert (shown["name"], shown["peers"], shown["facts"]["underlay_mtu"]) == ("n1", {"n2": "vxlan"}, 1500)
-    assert "172.31.1.1" in netctl("node", "show", "n1").out
+    assert (shown["labels"], shown["account"]) == ({"disk": "ssd"}, "ada")
+    told = netctl("node", "show", "n1").out
+    assert "172.31.1.1" in told
+    assert "disk=ssd\n" in told
 
     broker.answers[InspectContainer] = ContainerDetail(
         WEB,
@@ -170,6 +182,63 @@ def test_details(broker: Broker, netctl: Netctl) -> None:
     assert "A=1\n" in told
     assert "from=web to=db ports=5432/tcp" in told
     assert "5.0" not in told
+
+
+WALLED = Workload(
+    "docker",
+    (),
+    image="busybox:1",
+    volumes=("/srv:/srv:ro",),
+    labels=(("tier", "front"),),
+    restart="always",
+    memory=2**29,
+    cpus=1.25,
+    cap_add=("NET_RAW",),
+    loosened=("writable-root",),
+    unsafe="to look why",
+)
+WISHES = (
+    WishView("db", "5432/tcp", True),
+    WishView("cache", "6379/tcp", False, "there is no container cache"),
+)
+
+
+def test_what_docker_has_to_say(broker: Broker, netctl: Netctl) -> None:
+    view = ContainerView("web", "n1", "10.1.0.2", "docker", "running", None)
+    theirs = DockerContainer(
+        "a" * 32, "shop_web_1", "busybox:1", "10.1.0.2", (Wish("db", Port("tcp", 5432)),)
+    )
+    broker.answers[InspectContainer] = ContainerDetail(
+        view, "a" * 32, "ada", WALLED, "running", 1, 5.0, "", (), theirs, WISHES
+    )
+    shown = json.loads(netctl("inspect", "web", "--json").out)
+    assert (shown["image"], shown["volumes"], shown["labels"], shown["restart"], shown["command"]) == (
+        "busybox:1", ["/srv:/srv:ro"], {"tier": "front"}, "always", [],
+    )  # fmt: skip
+    assert shown["limits"] == {"memory": 2**29, "cpus": 1.25, "pids": 0}
+    assert (shown["cap_add"], shown["loosened"], shown["unsafe"]) == (
+        ["NET_RAW"], ["writable-root"], "to look why",
+    )  # fmt: skip
+    assert (shown["docker"]["id"], shown["docker"]["name"]) == ("a" * 32, "shop_web_1")
+    assert shown["wishes"] == [
+        {"destination": "db", "port": "5432/tcp", "granted": True, "reason": ""},
+        {
+            "destination": "cache",
+            "port": "6379/tcp",
+            "granted": False,
+            "reason": "there is no container cache",
+        },
+    ]
+    told = netctl("inspect", "web").out
+    assert "memory=536870912 cpus=1.25 pids=default\n" in told
+    assert "name=shop_web_1" in told
+    assert "granted=False reason=there is no container cache" in told
+    # The same keys, whatever the engine; people are not told what a process cannot have.
+    broker.answers[InspectContainer] = ContainerDetail(
+        WEB, "0" * 32, "ada", Workload("process", ("sleep", "9")), "running", 1, 5.0, "", ()
+    )
+    assert list(json.loads(netctl("inspect", "web", "--json").out)) == list(shown)
+    assert "image" not in netctl("inspect", "web").out
 
 
 def test_status_and_version(broker: Broker, netctl: Netctl) -> None:
