@@ -75,9 +75,10 @@ def cp(
     exist. A directory is copied whole; of one that ends in /. only the contents go into DST. - stands for a
     tar archive on stdin or stdout. A local path with a colon is written with ./ before it.
 
-    Unlike `docker cp`: links are always copied as links. Going in, everything belongs to root. Coming out,
-    everything belongs to you and is written by nobody else, setuid bits and directories' modes are not kept,
-    and links that lead out of the copy, devices and pipes are left out: then the exit status is 1.
+    Unlike `docker cp`: links are always copied as links. Going in, everything belongs to root, or to the user
+    of a process container. Coming out, everything belongs to you and is written by nobody else, setuid bits
+    and directories' modes are not kept, and links that lead out of the copy, devices and pipes are left out:
+    then the exit status is 1.
     """
     origin, aim = parse(source), parse(destination)
     if isinstance(origin, InContainer) == isinstance(aim, InContainer):

@@ -23,6 +23,13 @@ ImageOption = Annotated[
 EngineOption = Annotated[
     str | None, typer.Option("--engine", metavar="ENGINE", help="process or docker.", show_default="process")
 ]
+RunUserOption = Annotated[
+    str,
+    typer.Option(
+        "--user", "-u", metavar="UID[:GID]", show_default=False,
+        help="Whom it runs as; a number or a name. With docker only this makes it root.",
+    ),
+]  # fmt: skip
 WorkdirOption = Annotated[
     str | None,
     typer.Option(

@@ -16,7 +16,7 @@ import zmq
 
 from netctl.broker import service
 from netctl.enrolment import enrol
-from netctl.model import NodeFacts, NodeState, apply_delta
+from netctl.model import ContainerStatus, NodeFacts, NodeState, apply_delta
 from netctl.wire.identity import Identity
 from netctl.wire.messages import (
     Applied,
@@ -26,6 +26,7 @@ from netctl.wire.messages import (
     NodeOpenExec,
     Ping,
     Pong,
+    Report,
     Reset,
     StreamCredit,
     StreamData,
@@ -140,6 +141,8 @@ class SocketNode(threading.Thread):
         self.identity: Identity = enrol(invite, f"n{number}", self.facts)
         self.state: NodeState | None = None
         self.holding = False
+        self.progress: tuple[str, ...] = ()
+        """What it says, each time before it has applied something, of the containers it then has."""
         self.applied = 0
         self.welcomed = threading.Event()
         self.ended: list[StreamEnd] = []
@@ -195,6 +198,12 @@ class SocketNode(threading.Thread):
         else:
             assert self.state is not None
             self.state = apply_delta(self.state, message.delta)
+        for text in self.progress:
+            say(
+                Report(
+                    tuple(ContainerStatus(each, "creating", message=text) for each in self.state.containers)
+                )
+            )
         if not self.holding:
             self.applied = message.revision
             say(Applied(message.epoch, message.revision))

@@ -41,6 +41,7 @@ from netctl.wire.messages import (
     NodeList,
     OpenExec,
     OpenLogs,
+    Progress,
     RunContainer,
     StreamData,
     StreamEnd,
@@ -152,6 +153,20 @@ def test_pending_names_the_nodes_and_the_revision(client: Client, nodes: list[So
     connections = client.request(ListConnections())
     assert isinstance(connections, ConnectionList)
     assert "53/udp" in [c.port for c in connections.connections if c.state == "pending"]
+
+
+def test_progress_is_told_before_the_answer(client: Client, nodes: list[SocketNode]) -> None:
+    told: list[Progress] = []
+    nodes[0].progress = ("pulling 5 %", "pulling 95 %")
+    try:
+        done = client.request(RunContainer("slow", WORKLOAD, "n1"), progress=told.append)
+        # Whoever does not ask to be told is not, and finds nothing of it later.
+        assert isinstance(client.request(RunContainer("slow-too", WORKLOAD, "n1")), Done)
+    finally:
+        nodes[0].progress = ()
+    assert isinstance(done, Done)
+    assert told == [Progress("slow", "pulling 5 %"), Progress("slow", "pulling 95 %")]
+    assert client.receive(0.1) is None
 
 
 def test_several_requests_may_be_under_way(client: Client) -> None:

@@ -105,7 +105,8 @@ def test_a_closed_stdin_is_not_taken_for_the_next_socket() -> None:
     ["connect web db --port 70000", "connect web db --port 1/sctp", "connect Web db", "run -- true",
      "run w_b -- true", "run web -e X -- true", "run web --workdir relative -- true", "invite node --name N",
      "connect web db --port 0", "lab up --nodes 0", "lab up --mtu 100", "node bind n1",
-     "node bind n1 a --none", "node bind n1 A_B", "node label n1 a", "node label n1 -", "node label n1 a=1 a-", "node label n1 =1"],
+     "node bind n1 a --none", "node bind n1 A_B", "node label n1 a", "node label n1 -",
+     "node label n1 a=1 a-", "node label n1 =1"],
 )  # fmt: skip
 def test_values_out_of_bounds_reach_no_broker(broker: Broker, netctl: Netctl, command: str) -> None:
     outcome = netctl(*command.split())
