@@ -298,7 +298,7 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
                         Match("out_device", (TUNNEL_PREFIX + "*",), negated=True),
                         internet("destination"),
                     ),
-                    hides_clients(policy),
+                    *hides_clients(policy),
                 ),
                 Hook("nat", "postrouting", _SOURCE_NAT_PRIORITY, "accept"),
             ),

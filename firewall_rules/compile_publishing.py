@@ -5,9 +5,8 @@ what it sends to one itself. Who is in the overlay is left out, since there a co
 connection and by nothing else. Later packets are looked at one by one, like all others: the flow must be one
 that was translated, and its target still published, so that taking a publication out cuts a live flow.
 
-Clients whose address lies in the supernet (a LAN may), and the node's own loopback, are given the bridge's
-address: to a container that is never a peer's, and what it answers is told from the overlay's by its
-destination.
+The node itself, and clients whose address lies in the supernet (a LAN may), are given the bridge's address:
+to a container that is never a peer's, and what it answers is told from the overlay's by its destination.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from firewall_rules.ruleset import Chain, Field, Hook, InSet, Jump, Match, Rule,
 
 _TRANSLATE_PRIORITY = -99
 """Behind Docker's own at -100 (NF_IP_PRI_NAT_DST): what Docker publishes itself stays Docker's."""
-_PASS_OUTSIDE = "pass_outside"
+_OUTSIDE = "pass_outside"
 _DOCKERS_BRIDGES = ("docker*", "br-*")
 """The names that Docker gives the bridges of its networks, unless it is told another one."""
 _EITHER_LINK: tuple[Field, Field] = ("in_device", "out_device")
@@ -42,7 +41,7 @@ def passed(*matches: Match | InSet) -> Rule:
 
 def passed_outside(*matches: Match | InSet) -> Rule:
     """Return a rule that lets a packet from or to the outside through, and tells the bridge table so."""
-    return rule(Jump(_PASS_OUTSIDE), *matches)
+    return rule(Jump(_OUTSIDE), *matches)
 
 
 def is_passed() -> Match:
@@ -58,7 +57,7 @@ def publishing_chains(policy: HostPolicy) -> tuple[Chain, ...]:
     )
     return (
         Chain(
-            _PASS_OUTSIDE,
+            _OUTSIDE,
             (
                 # Docker keeps some of its networks from all others: what theirs is, it must say itself.
                 *(
@@ -117,12 +116,12 @@ def is_translated() -> Match:
     return _TRANSLATED
 
 
-def hides_clients(policy: HostPolicy) -> Rule:
-    """Return the rule that gives clients the bridge's address whom a container could take for a peer."""
+def hides_clients(policy: HostPolicy) -> tuple[Rule, ...]:
+    """Return the rules that give clients the bridge's address which a container must not see as they are."""
     supernet = element_network(IPv4Network(policy.supernet))
-    return rule(
-        "masquerade",
-        Match("out_device", (policy.bridge,)),
-        _TRANSLATED,
-        Match("source", (supernet, _LOOPBACK)),
+    to_published = Match("out_device", (policy.bridge,)), _TRANSLATED
+    return (
+        rule("masquerade", *to_published, Match("source", (supernet,))),
+        # Else the node would ask for the container's link address with an address that is not the bridge's.
+        rule("masquerade", *to_published, Match("source_type", ("local",))),
     )

@@ -40,6 +40,7 @@ Field = Literal[
     "protocol",
     "source",
     "source_port",
+    "source_type",
     "vxlan_vni",
 ]
 """What of a packet a rule may ask for.
@@ -48,7 +49,8 @@ Field = Literal[
 the flow it is about), which way this packet goes (original, reply), its state (related, untracked), and
 what was done to it where it began (dnat: its destination was translated).
 ``error_*`` are the addresses of the packet that an ICMP error quotes (RFC 792). ``family`` is ipv4 or ipv6.
-``destination_type`` is local for what this host would take in. ``in_group`` and ``out_group`` are a link's
+``source_type`` and
+``destination_type`` are local for an address of this host. ``in_group`` and ``out_group`` are a link's
 group as a number; it stays with a link that moves to another namespace.
 ``arp_form`` has the one value ``ipv4``: an Ethernet ARP request or reply for IPv4 (RFC 826).
 """

@@ -15,12 +15,12 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final, get_args
 
 import attrs
 
 from firewall_rules.backends.base import FirewallError, Variant
+from firewall_rules.backends.legacy_table import filter_table, has_filter
 from firewall_rules.backends.libnftables import list_chain
 from firewall_rules.backends.namespaces import Stamp
 from firewall_rules.backends.nftables_keeper import Doors
@@ -41,8 +41,6 @@ RULE: Final = (
     "ACCEPT",
 )
 _VARIANTS: Final[tuple[Variant, ...]] = get_args(Variant)
-_LEGACY_TABLES: Final = Path("/proc/thread-self/net/ip_tables_names")
-"""The tables of the legacy iptables in this namespace; asking the program would make them."""
 _LOCK_WAIT: Final = "5"
 """Seconds to wait for another iptables to end (xtables.lock)."""
 _PROGRAM_TIMEOUT: Final = 10.0
@@ -69,14 +67,15 @@ class DockerUserPassages:
     def __init__(self) -> None:
         self._doors = Doors()
         self._nft_stamp: Stamp | None = None
-        self._nft_listing = ""
-        self._nft_found: _Chain | None = None
+        # What the kernel showed when the programs were asked last, and what they said of it.
+        self._shown: dict[Variant, bytes] = {}
+        self._found: dict[Variant, _Chain | None] = {}
 
     def read(self) -> Mapping[Variant, bool]:
         """Return whether our rule stands in DOCKER-USER, once and first, of variants that have the chain.
 
-        Costs one generation query while no nftables changed, one listing while the chain did not, and one
-        process for each variant otherwise; for the legacy one always, where its filter table is there.
+        Costs one generation query while no nftables changed and one fetch of the legacy filter table, where
+        there is one; a listing more where nftables did, and a process where the chain (or that table) did.
         A chain that cannot be read counts as one without our rule, which `open` then tells why.
         """
         found: dict[Variant, bool] = {}
@@ -113,36 +112,35 @@ class DockerUserPassages:
             except FirewallError:
                 if attempt == _ATTEMPTS - 1:
                     raise
-            self._nft_stamp = None
-            self._nft_listing = ""
 
     def _chain(self, variant: Variant) -> _Chain | None:
         """Return what the chain holds, None where there is no such chain."""
         if shutil.which(f"iptables-{variant}") is None:
             return None
-        if variant == "legacy":
-            return _listed("legacy") if _has_legacy_filter() else None
-        return self._nft_chain()
+        return self._nft_chain() if variant == "nft" else self._legacy_chain()
 
     def _nft_chain(self) -> _Chain | None:
         present = self._doors.stamp(_KEY, None)
-        if present == self._nft_stamp:
-            return self._nft_found
-        listing = list_chain(self._doors.nft(_KEY, None), "ip", "filter", CHAIN)
-        if listing is None:
-            self._nft_found, self._nft_listing = None, ""
-        elif (text := json.dumps(_without_counters(json.loads(listing)))) != self._nft_listing:
+        if present != self._nft_stamp:
+            listing = list_chain(self._doors.nft(_KEY, None), "ip", "filter", CHAIN)
+            shown = None if listing is None else json.dumps(_without_counters(json.loads(listing))).encode()
             # nft shows of an iptables rule no more than that it is one: iptables must say what it is.
-            self._nft_found, self._nft_listing = _listed("nft"), text
-        self._nft_stamp = present
-        return self._nft_found
+            self._ask("nft", shown)
+            self._nft_stamp = present
+        return self._found["nft"]
 
+    def _legacy_chain(self) -> _Chain | None:
+        self._ask("legacy", filter_table() if has_filter() else None)
+        return self._found["legacy"]
 
-def _has_legacy_filter() -> bool:
-    try:
-        return "filter" in _LEGACY_TABLES.read_text().split()
-    except OSError:
-        return False
+    def _ask(self, variant: Variant, shown: bytes | None) -> None:
+        """Have the program say what it is that the kernel shows (None: nothing), unless it has."""
+        if shown is None:
+            self._found[variant] = None
+            self._shown.pop(variant, None)
+        elif self._shown.get(variant) != shown:
+            self._found[variant] = _listed(variant)
+            self._shown[variant] = shown
 
 
 def _listed(variant: Variant) -> _Chain | None:

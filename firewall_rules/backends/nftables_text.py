@@ -96,6 +96,7 @@ _EXPRESSIONS: Mapping[Field, str] = {
     "protocol": "meta l4proto",
     "source": "ip saddr",
     "source_port": "th sport",
+    "source_type": "fib saddr type",
     # RFC 7348, section 5: flags and 24 reserved bits follow the UDP header of 8 bytes, then the VNI.
     "vxlan_vni": "@th,96,24",
     # RFC 792: an error's header of 8 bytes, then the quoted IP header, whose destination is at 16.
