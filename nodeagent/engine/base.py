@@ -154,6 +154,12 @@ class Docker(Engine, Protocol):
     def listen(self, hear: Callable[[DockerNews], None]) -> None:
         """Have `hear` called from `dispatch` with what Docker's containers are; before that it is kept."""
 
+    def knows(self, container: str) -> bool:
+        """Tell whether it is one of Docker's own users' on our networks, by its id with us.
+
+        `exec`, `copy` and `logs` take such an id too.
+        """
+
     def list_docker(self) -> None:
         """Look through everything of Docker's on our networks; `DockerListed` follows if Docker is there."""
 
