@@ -13,7 +13,7 @@ import attrs
 from immutables import Map
 
 from netctl.model import NodeDelta, NodeState, Peer, Permit, PlacedContainer
-from nodeagent.endpoints import Endpoint
+from nodeagent.endpoints import Endpoint, Endpoints
 
 PairKey = tuple[str, str]
 """Two addresses, the smaller text first."""
@@ -56,6 +56,19 @@ def united(one: Scope | None, other: Scope | None) -> Scope | None:
         _merged(one.pairs, other.pairs),
         _merged(one.endpoints, other.endpoints),
     )
+
+
+def scope_between(before: Endpoints, after: Endpoints) -> Scope:
+    """Return the scope of a change of Docker's endpoints."""
+    changed: dict[str, frozenset[Endpoint]] = {}
+    for key, endpoint in after.by_key.items():
+        old = before.by_key.get(key)
+        if old is not endpoint and old != endpoint:
+            changed[key] = frozenset((endpoint,) if old is None else (old, endpoint))
+    for key, old in before.by_key.items():
+        if key not in after.by_key:
+            changed[key] = frozenset((old,))
+    return Scope(endpoints=changed)
 
 
 def _merged(one: Mapping[_K, frozenset[_V]], other: Mapping[_K, frozenset[_V]]) -> Mapping[_K, frozenset[_V]]:

@@ -204,10 +204,7 @@ class Drifted:
 
 @attrs.frozen
 class SandboxChanged:
-    """Event: the namespace of a watched Docker endpoint came or went.
-
-    One that is there, again, is another one: nothing of ours is in it yet.
-    """
+    """Event: the namespace of a watched Docker endpoint came or went. One that is replaced goes and comes."""
 
     endpoint: ContainerId
     present: bool

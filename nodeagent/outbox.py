@@ -93,7 +93,8 @@ def _(event: ExecEnded) -> object:
 
 @_subject.register
 def _(event: SandboxChanged) -> object:
-    return ("sandbox", event.endpoint)
+    # That one came does not make undone that one went: it may be another one.
+    return ("sandbox", event.endpoint, event.present)
 
 
 @_subject.register

@@ -1,10 +1,11 @@
 """Keeps one host as it should be: looks, compares, acts, and remembers what failed.
 
-    desired (newest)   --want-->  scope of what may differ
-    helper's events    --hear-->        |
-    resync, drift      --doubt->  look again first
-                                        v
-                     work:  observe? -> plan -> helper.apply -> after (the picture of the host)
+    desired (newest)     --want----> scope of what may differ
+    Docker's endpoints   --attach-->        |
+    helper's events      --hear---->        |
+    resync, drift        --doubt---> look again first
+                                            v
+                         work:  observe? -> plan -> helper.apply -> after (the picture of the host)
 
 Changes queue up in the scope, and one `work` does them. What failed is tried again: once at once, after a
 fresh look, then ever more slowly. Engines answer by events, so nothing here waits.
@@ -13,57 +14,42 @@ fresh look, then ever more slowly. Engines answer by events, so nothing here wai
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-import attrs
-
+from firewall_rules import names
 from netctl.errors import KernelError
 from netctl.log import get_logger
-from netctl.model import ContainerStatus, PlacedContainer
+from netctl.model import ContainerStatus
 from netctl.wire.messages import NodeError
-from nodeagent.after import after, with_container
-from nodeagent.desired_index import DesiredIndex, Scope, united
+from nodeagent.after import after, with_container, with_sandbox
+from nodeagent.desired_index import DesiredIndex, Scope, scope_between, united
 from nodeagent.diff import plan
+from nodeagent.endpoints import Endpoints
+from nodeagent.facts import lacking
+from nodeagent.failures import NOT_TRIED
 from nodeagent.helper_client import Event, Helper
-from nodeagent.helper_messages import ContainerChanged
-from nodeagent.kernel_state import EngineContainer, HostFacts, HostState
+from nodeagent.helper_messages import ContainerChanged, SandboxChanged
+from nodeagent.kernel_state import ContainerPort, EngineContainer, HostFacts, HostState
 from nodeagent.latest import Latest
 from nodeagent.ops import (
     CreateContainer,
     Op,
     RemoveContainer,
-    SetRoute,
+    SetContainerRules,
     SetSysctl,
-    SetTunnel,
-    StartContainer,
-    StopContainer,
+    WatchSandbox,
     takes_away,
 )
+from nodeagent.owners import owner_of, sent_apart, subject_of
 from nodeagent.removal import take_out
-from nodeagent.target import ENDED, FORWARDING, troubles
+from nodeagent.retry import Retry
+from nodeagent.statuses import status_of, statuses_of
+from nodeagent.target import ENDED, FORWARDING, NO_ENDPOINTS, troubles
+from nodeagent.under_way import EngineOp, UnderWay, is_slow
 
-FIRST_RETRY: Final = 0.5
-LAST_RETRY: Final = 30.0
-"""Seconds between two tries of what failed: doubled from the first to the last."""
-PATIENCE: Final = 30.0
-"""Seconds after which an engine that did not answer is asked again."""
-HOLD: Final = 8.0
-"""Seconds a start may take before what else was wanted is reported as done without it."""
 MAX_ERRORS: Final = 1024
 """Errors in one report (`netctl.wire.messages.Applied`)."""
-NOT_TRIED: Final = "not tried: "
-"""Begins the text of an operation that was not done because of an earlier one's failure."""
-
-_EngineOp = CreateContainer | StartContainer | StopContainer
-
-
-@attrs.frozen
-class _Asked:
-    """Something an engine was asked for and has not answered by an event yet."""
-
-    operation: _EngineOp
-    at: float
 
 
 class Reconciler:
@@ -82,7 +68,6 @@ class Reconciler:
         writes: Operations sent to the helper so far.
         looks: How often the whole host was read.
         look_seconds: How long the last time took.
-        leftovers: Something that was to be taken away may still be there.
     """
 
     def __init__(
@@ -99,7 +84,6 @@ class Reconciler:
         self.writes = 0
         self.looks = 0
         self.look_seconds = 0.0
-        self.leftovers = False
         self._helper = helper
         self._facts = facts
         self._found = dict(found or {})
@@ -108,14 +92,18 @@ class Reconciler:
         self._wall = wall
         self._desired: DesiredIndex | None = None
         self._scope: Scope | None = None
+        self._endpoints = NO_ENDPOINTS
         self._stale = True
-        self._asked: dict[str, _Asked] = {}
+        self._left = False
+        self._under_way = UnderWay(monotonic)
+        # Names of containers that went from the desired state and are not gone.
+        self._going: dict[str, str] = {}
         self._failed: dict[str, NodeError] = {}
+        self._endpoint_errors: dict[str, str] = {}
         self._mishaps: dict[str, NodeError] = {}
-        self._retry_at: float | None = None
-        self._retry_delay = FIRST_RETRY
+        self._retry = Retry(monotonic)
         # This looks at every container, and is asked for at every turn.
-        self._statuses = Latest(_statuses)
+        self._statuses = Latest(statuses_of)
         self._log = get_logger()
 
     # --- what changes -------------------------------------------------------------------------------
@@ -127,7 +115,26 @@ class Reconciler:
             desired: The whole of it.
             scope: What of the host it can touch; None: everything.
         """
-        self._desired = desired
+        before, self._desired = self._desired, desired
+        self._scope = united(self._scope, scope)
+        if before is not None:
+            touched = before.containers if scope is None else scope.containers
+            for identifier in touched:
+                old = before.containers.get(identifier)
+                if old is not None and identifier not in desired.containers:
+                    self._going[identifier] = old.name
+
+    def attach(self, endpoints: Endpoints) -> None:
+        """Take what Docker's driver was asked for, the whole of it."""
+        before, self._endpoints = self._endpoints, endpoints
+        if before is endpoints:
+            return
+        scope = scope_between(before, endpoints)
+        for key, forms in scope.endpoints.items():
+            self._endpoint_errors.pop(key, None)
+            if len({form.sandbox for form in forms if form.sandbox}) > 1:
+                # It joined another namespace: the one that is watched is not its own any more.
+                self.observed = with_sandbox(self.observed, key, present=None)
         self._scope = united(self._scope, scope)
 
     def use(self, facts: HostFacts) -> None:
@@ -138,21 +145,42 @@ class Reconciler:
 
     def hear(self, event: Event) -> ContainerStatus | None:
         """Take an event in; return the status to report if a container's state changed by it."""
+        if isinstance(event, SandboxChanged):
+            self._hear_sandbox(event)
         if not isinstance(event, ContainerChanged):
             return None
         identifier, seen = event.container, event.state
-        asked = self._asked.pop(identifier, None)
+        answered = self._under_way.hear(identifier, seen)
         self.observed = with_container(self.observed, identifier, seen)
         if self._desired is None:
             return None
         container = self._desired.containers.get(identifier)
         if container is None:
+            if seen is None:
+                self._gone(identifier)
             return None
         self._scope = united(self._scope, self._desired.scope_of_container(identifier))
-        if seen is not None and seen.state == "failed" and asked is not None:
+        if seen is not None and seen.state == "failed" and answered:
             text = f"{container.name} could not be started: {seen.message}"
             self._mishaps[identifier] = NodeError(container.name, text)
         return status_of(identifier, seen)
+
+    def _hear_sandbox(self, event: SandboxChanged) -> None:
+        endpoint = self._endpoints.by_key.get(event.endpoint)
+        # What a look at the whole host has shown meanwhile is told again here.
+        if endpoint is not None and self.observed.sandboxes.get(event.endpoint) not in (None, event.present):
+            self.observed = with_sandbox(self.observed, event.endpoint, present=event.present)
+            self._look_at_endpoint(event.endpoint)
+
+    def _look_at_endpoint(self, key: str) -> None:
+        scope = Scope(endpoints={key: frozenset((self._endpoints.by_key[key],))})
+        self._scope = united(self._scope, scope)
+
+    def _gone(self, identifier: str) -> None:
+        """A container that is not wanted is gone."""
+        self._going.pop(identifier, None)
+        self._under_way.forget(identifier)
+        self._mishaps.pop(identifier, None)
 
     def doubt(self) -> None:
         """Look at the whole host again before anything else is done."""
@@ -169,14 +197,26 @@ class Reconciler:
             UnavailableError: The helper is gone.
         """
         began = self._monotonic()
+        self._watch_all()
         self.observed = self._helper.observe()
         self.look_seconds = self._monotonic() - began
         self.looks += 1
         self._stale = False
         self._scope = None
-        for identifier, asked in list(self._asked.items()):
-            if self._answered(asked, self.observed.containers.get(identifier)):
-                del self._asked[identifier]
+        self._under_way.look(self.observed.containers)
+        for identifier in list(self._going):
+            if identifier not in self.observed.containers:
+                self._gone(identifier)
+
+    def _watch_all(self) -> None:
+        """Have the helper know all namespaces first: else layer 1 would pass for missing, and ports close."""
+        unknown = [
+            WatchSandbox(endpoint.key, endpoint.sandbox)
+            for endpoint in self._endpoints.by_key.values()
+            if endpoint.sandbox and endpoint.key not in self.observed.sandboxes
+        ]
+        if unknown and (self._desired is None or self._desired.header.block is not None):
+            sent_apart(self._helper, unknown)
 
     def work(self) -> None:
         """Do what there is to do now. What waits for an engine's event is left for the next call.
@@ -184,9 +224,11 @@ class Reconciler:
         Raises:
             UnavailableError: The helper is gone; a new one must be given a new `Reconciler`.
         """
-        if self._retry_at is not None and self._monotonic() >= self._retry_at:
-            self._retry_at = None
+        if self._retry.take():
             self.doubt()
+        if self._desired is not None:
+            for identifier in self._under_way.rested():
+                self._scope = united(self._scope, self._desired.scope_of_container(identifier))
         if self._desired is None or (self._scope is not None and not self._scope):
             return
         fresh = self._stale
@@ -201,12 +243,12 @@ class Reconciler:
                 clean = self._pass()
         except KernelError as error:
             self._note(NodeError("", f"cannot read this host's state: {error.message}", error.remedy))
-            self.leftovers = True
+            self._left = True
             self._stale = True
             self._scope = Scope()
             clean = False
         if not clean:
-            self._try_later()
+            self._retry.later()
 
     def _pass(self) -> bool:
         """Compare and act once; return whether nothing failed."""
@@ -217,18 +259,24 @@ class Reconciler:
             return self._removed()
         operations = tuple(
             operation
-            for operation in plan(desired, self._facts, self.observed, self._wall(), scope=self._scope)
-            if not self._is_asked(operation)
+            for operation in plan(
+                desired,
+                self._facts,
+                self.observed,
+                self._wall(),
+                scope=self._scope,
+                endpoints=self._endpoints,
+            )
+            if not self._under_way.puts_off(operation, desired.containers)
         )
         self._scope = Scope()
         if everything:
             self._failed.clear()
-            self.leftovers = False
+            self._left = False
         results = self._apply(operations)
         clean = all(not error for error in results)
         if clean and everything:
-            self._retry_at = None
-            self._retry_delay = FIRST_RETRY
+            self._retry.over()
         return clean
 
     def _apply(self, operations: Sequence[Op]) -> tuple[str, ...]:
@@ -237,7 +285,7 @@ class Reconciler:
         self._keep_found(operations)
         self.writes += len(operations)
         began = self._monotonic()
-        results = self._sent(operations)
+        results = sent_apart(self._helper, operations)
         self._log.debug(
             "operations done",
             operation=" ".join(sorted({type(operation).__name__ for operation in operations})),
@@ -247,50 +295,43 @@ class Reconciler:
         for operation, error in zip(operations, results, strict=True):
             if error:
                 self._failure(operation, error)
-            elif isinstance(operation, _EngineOp):
-                self._asked[operation.container] = _Asked(operation, self._monotonic())
-                if isinstance(operation, CreateContainer):
-                    self.observed = with_container(
-                        self.observed, operation.container, EngineContainer("creating")
-                    )
             else:
-                if isinstance(operation, RemoveContainer):
-                    self._asked.pop(operation.container, None)
-                    self._mishaps.pop(operation.container, None)
-                self.observed = after(operation, self.observed)
+                self._done(operation)
         return results
 
-    def _sent(self, operations: Sequence[Op]) -> tuple[str, ...]:
-        """Have operations done. Where the helper refuses them all for one, the others are not lost."""
-        try:
-            return self._helper.apply(operations)
-        except KernelError as refusal:
-            groups = {getattr(operation, "container", "") for operation in operations}
-            if len(groups) == 1:
-                return (str(refusal),) * len(operations)
-        results: dict[int, str] = {}
-        # The host's first: its rules guard every container's link.
-        for group in sorted(groups):
-            places = [n for n, op in enumerate(operations) if getattr(op, "container", "") == group]
-            if group and any(results[n] for n in results if not getattr(operations[n], "container", "")):
-                texts: Sequence[str] = [f"{NOT_TRIED}the host itself is not as it should be"] * len(places)
-            else:
-                texts = self._sent([operations[n] for n in places])
-            results.update(zip(places, texts, strict=True))
-        return tuple(results[n] for n in range(len(operations)))
+    def _done(self, operation: Op) -> None:
+        """Take note of an operation that was done, or that an engine was asked for."""
+        if isinstance(operation, EngineOp):
+            identifier = operation.container
+            slow = is_slow(operation, self.observed.containers.get(identifier))
+            if slow or not isinstance(operation, RemoveContainer):
+                self._under_way.ask(operation, self._name(identifier), slow=slow)
+                if isinstance(operation, CreateContainer):
+                    creating = EngineContainer("creating", removes_later=slow)
+                    self.observed = with_container(self.observed, identifier, creating)
+                return
+            self._gone(identifier)
+        self._endpoint_errors.pop(owner_of(operation), None)
+        self.observed = after(operation, self.observed)
+        if isinstance(operation, SetContainerRules) and operation.container in self._endpoints.by_key:
+            # Now that this stands, the port may be opened.
+            self._look_at_endpoint(operation.container)
+
+    def _name(self, identifier: str) -> str:
+        container = None if self._desired is None else self._desired.containers.get(identifier)
+        return self._going.get(identifier, identifier) if container is None else container.name
 
     def _keep_found(self, operations: Sequence[Op]) -> None:
         """Remember how a setting of the whole host was before we change it for the first time."""
-        for operation in operations:
-            if isinstance(operation, SetSysctl) and operation.path == FORWARDING:
-                before = self.observed.sysctls.get(FORWARDING)
-                if before is None or FORWARDING in self._found:
-                    continue
-                self._found[FORWARDING] = before
-                try:
-                    self._remember(self._found)
-                except OSError as failure:
-                    self._log.warning("what was found cannot be kept", error=str(failure))
+        before = self.observed.sysctls.get(FORWARDING)
+        if before is None or FORWARDING in self._found:
+            return
+        if any(isinstance(operation, SetSysctl) and operation.path == FORWARDING for operation in operations):
+            self._found[FORWARDING] = before
+            try:
+                self._remember(self._found)
+            except OSError as failure:
+                self._log.warning("what was found cannot be kept", error=str(failure))
 
     def _removed(self) -> bool:
         """The node was removed: take everything out."""
@@ -299,8 +340,9 @@ class Reconciler:
         self.observed = taken.observed
         self.writes += taken.writes
         self._scope = Scope()
-        self._asked.clear()
-        self.leftovers = bool(taken.left)
+        self._under_way.clear()
+        self._going.clear()
+        self._left = bool(taken.left)
         for text in taken.left:
             self._note(NodeError("", text, "see what is left with `ip link` and `nft list tables`"))
         return not taken.left
@@ -318,13 +360,39 @@ class Reconciler:
             self._desired is not None
             and self._scope is not None
             and not self._scope
-            and not any(self._holds(asked) for asked in self._asked.values())
-            and (not self._stale or self._retry_at is not None)
+            and not self._under_way.holds
+            and (not self._stale or self._retry.at is not None)
         )
 
-    def _holds(self, asked: _Asked) -> bool:
-        coming = not isinstance(asked.operation, StopContainer)
-        return coming and self._monotonic() - asked.at < HOLD
+    @property
+    def leftovers(self) -> bool:
+        """Whether something that was to be taken away may still be there."""
+        kept = {} if self._desired is None else self._desired.containers
+        return self._left or self._under_way.removing(kept)
+
+    def built(self, key: str) -> str | None:
+        """Tell whether Docker may move an endpoint's far end into its container.
+
+        Returns:
+            Empty: its port stands, and if its namespace is there, its layer 1 does too. None: not yet. Else
+            why not.
+
+        Raises:
+            UnavailableError: The helper is gone.
+        """
+        endpoint, desired = self._endpoints.by_key.get(key), self._desired
+        if endpoint is None or not endpoint.sandbox or desired is None or desired.header.block is None:
+            return "this node has no place for it"
+        if lacking(self._facts):
+            return lacking(self._facts)
+        device = names.port_device(key)
+        if (
+            key in self.observed.sandboxes
+            and self.observed.ports.get(device) == ContainerPort(device, desired.header.mtu)
+            and (key in self.observed.container_policies or not self._helper.sandbox_present(key))
+        ):
+            return ""
+        return self._endpoint_errors.get(key)
 
     @property
     def deadline(self) -> float | None:
@@ -333,9 +401,9 @@ class Reconciler:
             return None
         if self._scope is None or self._scope:
             return self._monotonic()
-        times = [asked.at + HOLD for asked in self._asked.values() if self._holds(asked)]
-        if self._retry_at is not None:
-            times.append(self._retry_at)
+        times = self._under_way.deadlines()
+        if self._retry.at is not None:
+            times.append(self._retry.at)
         return min(times, default=None)
 
     def errors(self) -> tuple[NodeError, ...]:
@@ -346,17 +414,9 @@ class Reconciler:
             *troubles(self._desired, self._facts),
             *self._failed.values(),
             *self._mishaps.values(),
-            *self._under_way(self._desired),
+            *self._under_way.errors(),
         )
         return tuple(dict.fromkeys(found))[:MAX_ERRORS]
-
-    def _under_way(self, desired: DesiredIndex) -> Iterable[NodeError]:
-        for identifier, asked in self._asked.items():
-            container = desired.containers.get(identifier)
-            if container is not None:
-                stopping = isinstance(asked.operation, StopContainer)
-                what = "is still stopping" if stopping else "has not come up yet"
-                yield NodeError(container.name, f"{container.name} {what}")
 
     def told(self) -> None:
         """The errors were reported: what happened once, as a start that failed, is not reported again."""
@@ -371,68 +431,19 @@ class Reconciler:
     def may_write(self, identifier: str) -> bool:
         """Tell whether a container's command may still write output."""
         seen = self.observed.containers.get(identifier)
-        return identifier in self._asked or (seen is not None and seen.state not in ENDED)
+        return identifier in self._under_way or (seen is not None and seen.state not in ENDED)
 
     # --- remembering --------------------------------------------------------------------------------
 
-    def _is_asked(self, operation: Op) -> bool:
-        if not isinstance(operation, _EngineOp):
-            return False
-        asked = self._asked.get(operation.container)
-        return asked is not None and asked.operation == operation and self._monotonic() - asked.at < PATIENCE
-
-    @staticmethod
-    def _answered(asked: _Asked, seen: EngineContainer | None) -> bool:
-        """Tell whether a look at the host shows what the engine's event would have told."""
-        operation = asked.operation
-        if seen is None or isinstance(operation, CreateContainer):
-            return seen is None or seen.state != "creating"
-        if isinstance(operation, StartContainer):
-            return seen.generation >= operation.generation
-        return seen.state in ENDED
-
-    def _try_later(self) -> None:
-        self._retry_at = self._monotonic() + self._retry_delay
-        self._retry_delay = min(LAST_RETRY, self._retry_delay * 2)
-
     def _failure(self, operation: Op, error: str) -> None:
-        subject = self._subject(operation)
-        self.leftovers = self.leftovers or takes_away(operation)
+        subject = subject_of(operation, self._desired, self._endpoints)
+        self._left = self._left or takes_away(operation)
         if error.startswith(NOT_TRIED) and self._failed:
             return
         self._log.warning("operation failed", operation=type(operation).__name__, error=error)
         self._note(NodeError(subject, error[:4096]))
+        if owner_of(operation) in self._endpoints.by_key:
+            self._endpoint_errors[owner_of(operation)] = error
 
     def _note(self, error: NodeError) -> None:
         self._failed.setdefault(error.subject, error)
-
-    def _subject(self, operation: Op) -> str:
-        """Return the name of the container or peer an operation is for; empty: the node itself."""
-        desired = self._desired
-        if desired is None:
-            return ""
-        container = desired.containers.get(getattr(operation, "container", ""))
-        if container is not None:
-            return container.name
-        if isinstance(operation, SetTunnel):
-            remote = operation.tunnel.remote
-            return next((p.name for p in desired.peers.values() if p.underlay == remote), "")
-        if isinstance(operation, SetRoute):
-            block = operation.route.block
-            return next((p.name for p in desired.peers.values() if p.block == block), "")
-        return ""
-
-
-def status_of(identifier: str, seen: EngineContainer | None) -> ContainerStatus:
-    """Return a container's status as the broker hears it."""
-    if seen is None:
-        return ContainerStatus(identifier, "unknown")
-    return ContainerStatus(identifier, seen.state, seen.generation, seen.exit_code, seen.message[:4096])
-
-
-def _statuses(
-    seen: Mapping[str, EngineContainer], wanted: Mapping[str, PlacedContainer]
-) -> tuple[ContainerStatus, ...]:
-    return tuple(
-        status_of(identifier, one) for identifier, one in sorted(seen.items()) if identifier in wanted
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -9,9 +11,11 @@ import attrs
 
 from nodeagent.diff import diff, removal
 from nodeagent.helper_client import Helper
+from nodeagent.helper_messages import ContainerChanged
 from nodeagent.kernel_state import HostState
 
 TRIES: Final = 3
+_COMES_BACK: Final = "something of ours comes back after it was removed"
 
 
 @attrs.frozen
@@ -29,12 +33,15 @@ class Removal:
     writes: int
 
 
-def take_out(helper: Helper, found: Mapping[str, str]) -> Removal:
+def take_out(helper: Helper, found: Mapping[str, str], *, patience: float = 0.0) -> Removal:
     """Take everything of ours out, and set back what was set otherwise before us. Done twice, it is no error.
+
+    Containers that Docker's users made stay, cut off from the overlay.
 
     Args:
         helper: The privileged child.
         found: Settings of the host, by path, as they were before us.
+        patience: Seconds to wait for an engine that takes its own time to remove containers.
 
     Raises:
         KernelError: The host cannot be read, or an operation is not allowed.
@@ -48,7 +55,23 @@ def take_out(helper: Helper, found: Mapping[str, str]) -> Removal:
         operations = removal(observed, found)
         writes += len(operations)
         left = tuple(error for error in helper.apply(operations) if error)
+        going = {identifier for identifier, one in observed.containers.items() if one.removes_later}
+        _wait(helper, going, patience)
         observed = helper.observe()
         if not left and not diff(gone, observed, {}):
             return Removal(observed, (), writes)
-    return Removal(observed, left or ("something of ours comes back after it was removed",), writes)
+        patience = 0.0
+    slow = sum(one.removes_later for one in observed.containers.values())
+    if not left:
+        left = (f"{slow} containers are still being removed",) if slow else (_COMES_BACK,)
+    return Removal(observed, left, writes)
+
+
+def _wait(helper: Helper, going: set[str], patience: float) -> None:
+    """Wait until an event told of each of some containers that it is gone."""
+    deadline = time.monotonic() + patience
+    while going and (left := deadline - time.monotonic()) > 0:
+        select.select([helper.fileno()], [], [], left)
+        for event in helper.events():
+            if isinstance(event, ContainerChanged) and event.state is None:
+                going.discard(event.container)

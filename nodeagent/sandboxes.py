@@ -81,8 +81,8 @@ class Sandboxes(Protocol):
         """Look for those that are awaited, and tell what changed since the last call.
 
         Args:
-            changed: Called with an endpoint and whether its namespace is there. Told twice in a row that
-                one is: it is another namespace.
+            changed: Called with an endpoint and whether its namespace is there. One that was replaced by
+                another goes and comes.
         """
 
 
@@ -98,7 +98,8 @@ class MountedSandboxes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._watched: dict[str, _Watched] = {}
-        self._told: dict[str, bool] = {}
+        # In the order in which it happened: one that was replaced goes and comes.
+        self._told: dict[tuple[str, bool], None] = {}
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
@@ -121,7 +122,8 @@ class MountedSandboxes:
     def forget(self, endpoint: str) -> None:
         """See `Sandboxes`."""
         watched = self._watched.pop(endpoint, None)
-        self._told.pop(endpoint, None)
+        for present in (False, True):
+            self._told.pop((endpoint, present), None)
         if watched is not None and watched.descriptor >= 0:
             os.close(watched.descriptor)
 
@@ -159,23 +161,26 @@ class MountedSandboxes:
             if watched.descriptor < 0:
                 self._look_at(endpoint)
         told, self._told = self._told, {}
-        for endpoint, present in told.items():
+        for endpoint, present in told:
             changed(endpoint, present)
 
     def _look_at(self, endpoint: str) -> None:
         watched = self._watched[endpoint]
         if watched.descriptor >= 0 and self._identity(watched.name) == watched.identity:
             return
-        descriptor = self._opened(watched.name)
         if watched.descriptor >= 0:
             os.close(watched.descriptor)
-        elif descriptor < 0:
-            return
-        watched.descriptor = descriptor
+            watched.descriptor = -1
+            self._tell(endpoint, present=False)
+        descriptor = self._opened(watched.name)
         if descriptor >= 0:
             status = os.fstat(descriptor)
-            watched.identity = (status.st_dev, status.st_ino)
-        self._told[endpoint] = descriptor >= 0
+            watched.descriptor, watched.identity = descriptor, (status.st_dev, status.st_ino)
+            self._tell(endpoint, present=True)
+
+    def _tell(self, endpoint: str, *, present: bool) -> None:
+        self._told.pop((endpoint, present), None)
+        self._told[endpoint, present] = None
 
     def _identity(self, name: str) -> tuple[int, int]:
         try:

@@ -44,7 +44,7 @@ class FakeSandboxes:
     folder: FakeFolder = attrs.field(factory=FakeFolder)
     ended: Callable[[str], None] = attrs.field(default=lambda _endpoint: None)
     _watched: dict[str, tuple[str, int]] = attrs.field(factory=dict)
-    _told: dict[str, bool] = attrs.field(factory=dict)
+    _told: dict[tuple[str, bool], None] = attrs.field(factory=dict)
     _wake: int = -1
 
     def watch(self, endpoint: str, name: str) -> None:
@@ -61,7 +61,8 @@ class FakeSandboxes:
         """See `Sandboxes`."""
         if self._watched.pop(endpoint, None) is not None:
             self.ended(endpoint)
-        self._told.pop(endpoint, None)
+        for present in (False, True):
+            self._told.pop((endpoint, present), None)
 
     def watches(self, endpoint: str) -> bool:
         """See `Sandboxes`."""
@@ -93,17 +94,23 @@ class FakeSandboxes:
         for endpoint, (name, namespace) in list(self._watched.items()):
             found = self.folder.namespaces.get(name, 0)
             if found != namespace:
+                self._watched[endpoint] = (name, found)
                 if namespace:
                     self.ended(endpoint)
-                self._watched[endpoint] = (name, found)
-                self._told[endpoint] = found != 0
+                    self._tell(endpoint, present=False)
+                if found:
+                    self._tell(endpoint, present=True)
 
     def dispatch(self, changed: Changed) -> None:
         """See `Sandboxes`."""
         self.look()
         told, self._told = self._told, {}
-        for endpoint, present in told.items():
+        for endpoint, present in told:
             changed(endpoint, present)
+
+    def _tell(self, endpoint: str, *, present: bool) -> None:
+        self._told.pop((endpoint, present), None)
+        self._told[endpoint, present] = None
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -29,7 +29,7 @@ from nodeagent.helper_client import Helper
 from nodeagent.helper_fake import LocalHelper
 from nodeagent.kernel_state import EngineContainer
 from nodeagent.ops import Op, SetContainerRules, SetEnd, SetPort, StartContainer, StopContainer
-from nodeagent.reconcile import HOLD
+from nodeagent.under_way import HOLD
 from tests.support.agents import FULL_FACTS, REMOVED, FakeNode, Life, container, peer, permit, state
 
 WEB, DB = container(2), container(3)
