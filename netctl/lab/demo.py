@@ -1,4 +1,4 @@
-"""The program behind `scripts/demo`: tells the story of `netctl.lab.demo_story`, and clears away after it.
+"""The program behind `scripts/demo`: tells a story (`demo_story`, `demo_docker`), and clears away after it.
 
 It ends with 0 only if every step came out as said, and nothing was left behind.
 """
@@ -20,9 +20,12 @@ from rich.markup import escape
 
 from firewall_rules import names
 from netctl.errors import NetctlError
-from netctl.lab import confine, network, processes, registry, runner, topology
-from netctl.lab.demo_story import Story, UnexpectedError
+from netctl.lab import confine, mounts, network, processes, registry, runner, topology
+from netctl.lab.demo_docker import DockerStory, compose_folder
+from netctl.lab.demo_story import Story
+from netctl.lab.telling import UnexpectedError
 
+COMPOSE_FILE = Path(__file__).parents[2] / "examples" / "compose.yaml"
 DIRECTORY = registry.RUNTIME / "demo"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OUR_LINKS = (names.BRIDGE, names.PORT_PREFIX, names.TUNNEL_PREFIX, topology.UNDERLAY_BRIDGE)
@@ -30,6 +33,7 @@ OUR_LINKS = (names.BRIDGE, names.PORT_PREFIX, names.TUNNEL_PREFIX, topology.UNDE
 
 def _listing(directory: Path) -> dict[str, frozenset[str]]:
     """Return what is on this host that could be a lab's: others may come and go meanwhile."""
+    cgroups = f"**/{topology.namespace_prefix(str(directory))}*"
     links = subprocess.run(["ip", "-json", "link"], capture_output=True, check=True).stdout
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
     return {
@@ -39,7 +43,8 @@ def _listing(directory: Path) -> dict[str, frozenset[str]]:
         "table": frozenset(line for line in tables.splitlines() if line.endswith(f" {names.TABLE}")),
         "namespace": frozenset(network.own_namespaces(str(directory))),
         "process": frozenset(str(each.pid) for each in processes.with_argument_below(directory)),
-        "file": frozenset([str(directory)] if directory.exists() else []),
+        "control group": frozenset(str(path) for path in Path("/sys/fs/cgroup").glob(cgroups)),
+        "file": frozenset(str(path) for path in (directory, *mounts.FOLDERS) if path.exists()),
     }
 
 
@@ -77,7 +82,23 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dir", type=Path, default=DIRECTORY, metavar="DIR", help="where the lab keeps everything"
     )
-    return parser.parse_args(argv)
+    parser.add_argument("--docker", action="store_true", help="show it with real containers of Docker")
+    parser.add_argument(
+        "--busybox", type=Path, metavar="FILE", help="a static one, to make Docker's image from"
+    )
+    parser.add_argument("--compose", type=Path, metavar="DIR", help="a folder with Compose as a plugin in it")
+    options = parser.parse_args(argv)
+    if options.docker and options.busybox is None:
+        parser.error("--docker needs --busybox; scripts/demo gives both")
+    return options
+
+
+def _story(options: argparse.Namespace, console: Console, directory: Path) -> Story | DockerStory:
+    if not options.docker:
+        return Story(console, directory)
+    if options.compose is not None:
+        compose_folder(options.compose)
+    return DockerStory(console, directory, options.busybox, COMPOSE_FILE)
 
 
 def _ignore(*_: object) -> None:
@@ -106,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
         _clear_away(directory)
         before = _listing(directory)
         try:
-            Story(console, directory).tell()
+            _story(options, console, directory).tell()
         except KeyboardInterrupt:
             keep = False
             raise

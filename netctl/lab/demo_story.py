@@ -14,16 +14,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
 from rich.markup import escape
 
 from netctl.client import Client
 from netctl.lab import confine, demo_probe, runner, topology
 from netctl.lab.demo_probe import COUNT_PORT, OPEN_PORT, OTHER_PORT
+from netctl.lab.telling import Teller, UnexpectedError, within
 from netctl.lab.topology import Wish
 from netctl.model import Port, Workload
 from netctl.wire import identity
@@ -38,53 +38,8 @@ STILL_SECONDS = 1.0
 CONTAINERS = {"web": "n1", "db": "n2", "cache": "n3", "mate": "n1"}
 
 
-class UnexpectedError(Exception):
-    """A step did not come out as said."""
-
-
-class Story:
-    """Tells it, on a console.
-
-    Args:
-        console: Where.
-        directory: Of the lab it brings up.
-    """
-
-    def __init__(self, console: Console, directory: Path) -> None:
-        self._console = console
-        self._directory = str(directory)
-        self._environment = {**os.environ, "NETCTL_LAB": self._directory}
-        self._took: dict[str, str] = {}
-
-    # --- telling and doing ---------------------------------------------------------------------
-
-    def _title(self, text: str) -> None:
-        self._console.print()
-        self._console.print(f"== {escape(text)}", style="bold", soft_wrap=True)
-
-    def _check(self, what: str, *, expected: bool, actual: bool) -> None:
-        """Show one observation, and stop the story if it is not what was said."""
-        word = {True: "passes", False: "blocked"}
-        good = expected == actual
-        mark = "[green]ok[/]" if good else "[bold red]WRONG[/]"
-        self._console.print(f"  {mark}  {escape(what)}: {word[actual]}")
-        if not good:
-            raise UnexpectedError(f"{what}: {word[actual]}, and should be: {word[expected]}")
-
-    def _netctl(self, *arguments: str, quiet: bool = False) -> str:
-        """Run `netctl` as a user would; return what it printed."""
-        shown = shlex.join(["netctl", *arguments]).replace(sys.executable, "python3")
-        if not quiet:
-            self._console.print(f"[bold cyan]$[/] {escape(shown)}", soft_wrap=True)
-        done = subprocess.run(
-            [confine.program_path("netctl"), *arguments],
-            env=self._environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.stdout and not quiet:
-            self._console.print(escape(done.stdout.rstrip()), style="dim", highlight=False)
-        if done.returncode != 0:
-            raise UnexpectedError(f"`{shown}` ended with {done.returncode}: {done.stderr.strip()}")
-        return done.stdout
+class Story(Teller):
+    """Tells it, on a console."""
 
     def _inside(self, container: str, *arguments: str) -> str:
         return self._netctl("exec", container, "--", sys.executable, PROBE, *arguments, quiet=True)
@@ -95,15 +50,15 @@ class Story:
         for what, (text, expected) in expectations.items():
             self._check(text, expected=expected, actual=results[what])
 
-    # --- the steps -----------------------------------------------------------------------------
-
     def tell(self) -> None:
         """Tell it all.
 
         Raises:
             UnexpectedError: A step did not come out as said.
         """
-        self._start()
+        self._start(
+            "A broker and three nodes on this machine, each in a network namespace of its own", Wish()
+        )
         addresses = self._run_containers()
         self._nothing_passes(addresses)
         self._link_local()
@@ -111,21 +66,6 @@ class Story:
         self._disconnect(addresses)
         self._measure()
         self._summary()
-
-    def _start(self) -> None:
-        self._title("A broker and three nodes on this machine, each in a network namespace of its own")
-        self._console.print(f"[bold cyan]$[/] netctl lab up --dir {self._directory}")
-        started = time.monotonic()
-        status = runner.up(
-            self._directory, Wish(), lambda line: self._console.print(escape(line), style="dim")
-        )
-        self._took["lab up"] = f"{time.monotonic() - started:.1f} s"
-        for node in status.nodes:
-            self._console.print(
-                f"  [green]ok[/]  {node.name}: {node.state}, block {node.block}, underlay {node.underlay}, "
-                f"{node.encapsulation}",
-                highlight=False,
-            )
 
     def _run_containers(self) -> dict[str, str]:
         self._title("Containers: web, db and cache on three nodes, and mate beside web")
@@ -192,11 +132,11 @@ class Story:
             for port in self._ports(node):
                 flood = ["ip", "link", "set", port, "type", "bridge_slave", "mcast_flood", "on"]
                 self._by_hand(confine.inside(node, flood))
-            passed = _within(5.0, passes)
+            passed = within(5.0, passes)
             self._check("web -> mate IPv6 ping, without the firewall", expected=True, actual=passed)
         self._console.print("  the agent goes on, and repairs what it finds:")
         started = time.monotonic()
-        repaired = _within(REPAIR_SECONDS, lambda: not passes())
+        repaired = within(REPAIR_SECONDS, lambda: not passes())
         self._took["repair of a flushed firewall"] = f"{time.monotonic() - started:.1f} s"
         self._check("web -> mate IPv6 ping, after the repair", expected=False, actual=not repaired)
 
@@ -258,7 +198,7 @@ class Story:
         )  # fmt: skip
         try:
             before = self._received()
-            running = _within(10.0, lambda: self._received() > before + 200_000)
+            running = within(10.0, lambda: self._received() > before + 200_000)
             self._check("web -> db TCP stream", expected=True, actual=running)
             self._netctl("disconnect", "web", "db")
             # What was on its way when the command returned has arrived by the time this first count is taken.
@@ -300,12 +240,6 @@ class Story:
             self._took["disconnect, across nodes"] = f"{median(disconnects):.1f} ms (median of {ROUNDS})"
             client.request(RemoveContainer("timed", force=True))
 
-    def _summary(self) -> None:
-        self._title("Every step came out as said; how long it took")
-        width = max(len(what) for what in self._took)
-        for what, duration in self._took.items():
-            self._console.print(f"  {what.ljust(width)}  [bold]{duration}[/]", highlight=False)
-
 
 def _pid_in(namespace: str) -> int:
     """Return a process of this host that is in a network namespace, named as /proc/PID/ns/net is."""
@@ -315,12 +249,3 @@ def _pid_in(namespace: str) -> int:
                 if str((entry / "ns" / "net").readlink()) == namespace:
                     return int(entry.name)
     raise UnexpectedError("no process of the container is to be found")
-
-
-def _within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Return whether the condition came to hold in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-    return True

@@ -10,11 +10,16 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attrs
+import msgspec
 
-from netctl.lab import engine, topology
+from netctl.lab import engine, mounts, topology
+from netctl.lab.hosts import Hosts
 from netctl.lab.image import IMAGE, archive, import_arguments
+from netctl.lab.registry import SPEC_FILE
+from netctl.lab.topology import LabSpec
 from tests.support.docker_engine import BUSYBOX, COMPOSE, Version, run_docker, search_path
 from tests.support.lab import Lab, Result
 from tests.support.netns import Namespace, wait_for
@@ -86,6 +91,10 @@ class DockerLab(Lab):
     def url(self, node: str) -> str:
         return f"unix://{self._files(node).socket}"
 
+    def docker_environment(self, node: str) -> dict[str, str]:
+        """Return the environment in which `docker` speaks to a node's engine."""
+        return {**os.environ, **self.environment, "DOCKER_HOST": self.url(node)}
+
     def docker(
         self, node: str, *arguments: str, status: int | None = 0, text: bytes = b"", seconds: float = 60.0
     ) -> Result:
@@ -144,12 +153,38 @@ class DockerLab(Lab):
         finally:
             os.close(pid)
 
-    def restart_engine(self, node: str, *, kill: bool = False, **settings: Any) -> None:
-        """Stop (or kill) a node's engine and start it again, with `settings` if there are any."""
-        self.end(f"{node} docker", signal.SIGKILL if kill else signal.SIGTERM)
-        if settings:
+    def begin(self, process: str) -> None:
+        """Start one process of the lab that has ended, and no other; do not wait for anything."""
+        spec = msgspec.json.decode((self.directory / SPEC_FILE).read_bytes(), type=LabSpec)
+        hosts = Hosts(topology.plan(spec), lambda _: None)
+        node = process.split(maxsplit=1)[0]
+        if process == topology.engine_name(node):
+            keeper = hosts.process(topology.keeper_name(node))
+            assert keeper is not None
+            engine.prepare(self._files(node), mounts.run_folder(keeper.pid))
+        with mock.patch.dict(os.environ, self.environment):
+            hosts.start(process)
+
+    def begin_engine(self, node: str, settings: Mapping[str, Any] | None = None) -> float:
+        """Start a node's engine, which has ended; return how long it took to answer, in seconds."""
+        if settings is not None:
             self._files(node).config.write_text(json.dumps(settings))
-        self.up()
+        started = time.monotonic()
+        self.begin(topology.engine_name(node))
+        wait_for(lambda: engine.answers(self._files(node)), RESTART_SECONDS, f"the engine of {node}")
+        return time.monotonic() - started
+
+    def restart_engine(
+        self, node: str, *, kill: bool = False, settings: Mapping[str, Any] | None = None
+    ) -> float:
+        """Stop (or kill) a node's engine and start it again; return how long the start took, in seconds."""
+        self.end(topology.engine_name(node), signal.SIGKILL if kill else signal.SIGTERM)
+        return self.begin_engine(node, settings)
+
+    def agent_ready(self, node: str) -> bool:
+        """Return whether a node's agent has its session with the broker."""
+        rows = self.netctl("node", "list", "--json").json
+        return [row["state"] for row in rows if row["name"] == node] == ["ready"]
 
     @contextlib.contextmanager
     def without_agent(self, node: str, *, hung: bool = False) -> Iterator[None]:
@@ -159,7 +194,7 @@ class DockerLab(Lab):
             try:
                 yield
             finally:
-                self.up()
+                self.begin(node)
             return
         processes = [
             each["pid"] for each in self.state()["processes"] if each["name"] in (node, f"{node} helper")
