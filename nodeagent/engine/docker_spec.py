@@ -32,7 +32,7 @@ LOG: Final[dict[str, Any]] = {"Type": "json-file", "Config": {"max-size": "10m",
 _TMPFS: Final = "rw,noexec,nosuid,nodev,size=67108864,mode=1777"
 TMPFS: Final[dict[str, str]] = {"/tmp": _TMPFS, "/run": _TMPFS}  # noqa: S108 - a mount in the container
 NETWORK_LABEL: Final = "netctl.block"
-_FILES: Final = 65536
+
 _RESTART: Final = re.compile(r"(no|always|unless-stopped|on-failure)(?::([0-9]{1,4}))?\Z")
 _NAMESPACES: Final[dict[Loosening, str]] = {
     "host-pid": "PidMode",
@@ -118,7 +118,7 @@ def host_body(workload: Workload, network: str) -> dict[str, Any]:
         "MemorySwap": memory,
         "PidsLimit": workload.pids or PIDS,
         "Init": True,
-        "Ulimits": [{"Name": "nofile", "Soft": _FILES, "Hard": _FILES}],
+        "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
         "LogConfig": LOG,
     }
     if workload.cpus:

@@ -29,6 +29,8 @@ _RECORD: Final = struct.Struct(">BI")
 """Head of a piece of output, as `nodeagent.output_reader` reads it."""
 _WINDOW: Final = struct.Struct("HHHH")
 """``struct winsize`` of ioctl_tty(2)."""
+_NOT_RUN: Final = b"OCI runtime exec failed: "
+"""Begins what Docker writes in the place of the output of a command that it could not run."""
 _SYSTEM_ERROR: Final = 3
 """The stream of a frame in which Docker says why there is no more."""
 
@@ -213,6 +215,9 @@ class Pump:
         outputs: Descriptor by stream; with a terminal, None.
         stop: Of the user.
         resize: Tells Docker the size of the terminal; False: it could not be told yet.
+
+    Attributes:
+        complaint: What Docker wrote of a command that it could not run.
     """
 
     def __init__(
@@ -230,7 +235,9 @@ class Pump:
         self._outputs = outputs
         self._stop = stop
         self._resize = resize
+        self.complaint = ""
         self._told: Size | None = None
+        self._quiet = True
         self._frames = Frames()
         self._waiting: list[tuple[int, bytes]] = []
         self._input = b""
@@ -289,11 +296,16 @@ class Pump:
         return bool(data)
 
     def _take(self, data: bytes) -> None:
+        pieces = self._frames.split(data) if self._outputs is not None else [(1, data)] if data else []
+        if self._quiet and pieces:
+            self._quiet = False
+            if pieces[0][1].startswith(_NOT_RUN):
+                self.complaint = pieces[0][1].decode(errors="replace")
+                return
         if self._outputs is None:
-            if data:
-                self._waiting.append((self._stdin, data))
+            self._waiting.extend((self._stdin, part) for _, part in pieces)
             return
-        for stream, part in self._frames.split(data):
+        for stream, part in pieces:
             descriptor = self._outputs.get(2 if stream >= 2 else 1)  # noqa: PLR2004 - stderr, and Docker's own complaints
             if descriptor is not None:
                 self._waiting.append((descriptor, part))

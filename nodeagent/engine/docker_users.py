@@ -29,6 +29,7 @@ from nodeagent.engine.docker_streams import (
     read_pieces,
     write_all,
 )
+from nodeagent.engine.docker_views import hint
 from nodeagent.engine.process_copy import copy_by_tar
 
 MOST: Final = 256
@@ -192,18 +193,20 @@ def _exec(api: DockerApi, docker_id: str, request: ExecRequest, stop: Stop) -> t
         return True
 
     with contextlib.closing(sock):
+        pump = Pump(
+            sock,
+            received,
+            stdin=request.stdin,
+            outputs=None if request.tty else {1: request.stdout, 2: request.stderr},
+            stop=stop,
+            resize=resize,
+        )
         try:
-            Pump(
-                sock,
-                received,
-                stdin=request.stdin,
-                outputs=None if request.tty else {1: request.stdout, 2: request.stderr},
-                stop=stop,
-                resize=resize,
-            ).run()
+            pump.run()
         except StoppedError:
             return _hang_up(api, exec_id), ""
-    return _exit_code(api, exec_id, time.monotonic() + EXIT_SECONDS), ""
+    code = _exit_code(api, exec_id, time.monotonic() + EXIT_SECONDS)
+    return code, str(KernelError(*hint(pump.complaint))) if pump.complaint else ""
 
 
 def _exit_code(api: DockerApi, exec_id: str, deadline: float) -> int:

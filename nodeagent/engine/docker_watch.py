@@ -249,7 +249,8 @@ class _View:
         if not is_docker_id(container):
             return
         docker_id = str(container)
-        self._died.pop(docker_id, None)
+        if action == "connect":
+            self._died.pop(docker_id, None)
         known = self._seen.get(docker_id)
         endpoint = self._endpoint_of(docker_id)
         if action == "connect" and known is not None and endpoint is not None:
