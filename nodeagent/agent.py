@@ -1,10 +1,11 @@
 """The node agent: wiring, one loop, and its timers.
 
     broker session --Reset/Update--> Desired --scope--> Reconciler --operations--> helper (privileged child)
-          ^    ^                        |                    ^                        |
-          |    |                     flush (a thread)        '---- what happened -----'
-          |    '--Applied(revision, errors)--- durable and settled --- Report(states of containers)
-          '------StreamData/End----------- Streams <---- descriptors of commands and output
+        ^   ^   ^                       |                 ^  ^                        |
+        |   |   |                    flush (a thread)     |  '---- what happened -----'
+        |   |   '--Reports: Applied (durable and settled), Report(states of containers)
+        |   '------DockerSide: Attach, Detach --- Driver -'---- Docker's endpoints
+        '----------Streams: StreamData/End <---- descriptors of commands and output
 
 It holds no right over the host: whatever touches it is done by the helper. With the broker away the last
 desired state stays in force; with the helper gone a new one is started, and the host is looked at again.
@@ -15,23 +16,20 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Collection
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 from netctl.errors import NetctlError, UnavailableError
 from netctl.log import get_logger
-from netctl.model import ContainerStatus, digest
 from netctl.wire.messages import (
-    Applied,
     Done,
     Envelope,
     Failure,
-    Hello,
     Message,
-    NodeError,
+    NodeOpenAdopt,
+    NodeOpenCopy,
     NodeOpenExec,
     NodeOpenLogs,
-    Report,
     Reset,
     StreamCredit,
     StreamData,
@@ -40,14 +38,17 @@ from netctl.wire.messages import (
     Update,
 )
 from nodeagent.desired import Desired
-from nodeagent.facts import EncapsulationChoice, lacking, node_facts, restricted
+from nodeagent.desired_index import DesiredIndex
+from nodeagent.docker_side import DockerSide, Driver
+from nodeagent.facts import EncapsulationChoice, lacking, restricted
 from nodeagent.flusher import Flusher
 from nodeagent.found import Found
-from nodeagent.helper_client import Helper
+from nodeagent.helper_client import Event, Helper
 from nodeagent.helper_messages import Drifted, ExecEnded
 from nodeagent.kernel_state import HostFacts
 from nodeagent.reconcile import Reconciler
-from nodeagent.session import Down, Ready, Up
+from nodeagent.reports import Reports
+from nodeagent.session import Down, Link, Up
 from nodeagent.streams import Streams
 
 RESYNC: Final = 10.0
@@ -63,29 +64,6 @@ ROUNDS: Final = 64
 _LONGEST_WAIT: Final = 3600.0
 
 
-class Link(Protocol):
-    """What the agent needs of `nodeagent.session.BrokerSession`."""
-
-    @property
-    def connected(self) -> bool:
-        """Whether messages can be sent."""
-
-    def send(self, message: Message, number: int = 0) -> bool:
-        """Send a message; return whether there is a session to send it in."""
-
-    def receive(self) -> list[Up | Down | Envelope]:
-        """Return what happened, without waiting."""
-
-    def deadline(self) -> float:
-        """Return when `receive` has something to do by itself."""
-
-    def wait(self, readers: Collection[int], writers: Collection[int], timeout: float) -> Ready:
-        """Wait for a frame or a descriptor."""
-
-    def postpone(self, reason: str) -> None:
-        """End the session, and begin the next one late."""
-
-
 class Agent:
     """One node's agent.
 
@@ -94,6 +72,7 @@ class Agent:
         desired: Loaded already.
         found: Settings of the host as they were before us.
         spawn: Starts a privileged child.
+        driver: Docker's, where its engine is on offer; it is closed with the agent.
         underlay: The node's address in the underlay; None: the default route's.
         encapsulation: What the operator allows.
         resync: Seconds between two looks at the whole host.
@@ -110,6 +89,7 @@ class Agent:
         found: Found,
         spawn: Callable[[], Helper],
         *,
+        driver: Driver | None = None,
         underlay: str | None = None,
         encapsulation: EncapsulationChoice = "auto",
         resync: float = RESYNC,
@@ -131,13 +111,9 @@ class Agent:
         self._respawn_pause = FIRST_RESPAWN
         self._look_at = 0.0
         self._looked_at = 0.0
-        self._hello_due = False
-        self._welcome = False
         self._request = 0
-        self._received_at = 0.0
-        self._told: tuple[int, int, bool, tuple[NodeError, ...]] | None = None
-        self._reported: dict[str, ContainerStatus] = {}
-        self._all_reported: tuple[ContainerStatus, ...] = ()
+        self._docker = None if driver is None else DockerSide(driver, link, self._number, monotonic)
+        self._reports = Reports(link, desired, self._docker, self._number, monotonic)
         self._flusher = Flusher(desired)
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
@@ -185,6 +161,8 @@ class Agent:
     def close(self) -> None:
         """End the helper and the thread. Containers, links and rules stay."""
         self._streams.drop_all(None)
+        if self._docker is not None:
+            self._docker.close()
         self._lose_helper()
         self._flusher.close()
         os.close(self._wake_reader)
@@ -196,6 +174,8 @@ class Agent:
         readers = [self._wake_reader, *self._streams.readers()]
         if self._helper is not None:
             readers.append(self._helper.fileno())
+        if self._docker is not None:
+            readers += self._docker.readers()
         timeout = max(0.0, min(longest, self._deadline(now) - now))
         ready = self._link.wait(readers, self._streams.writers(), timeout)
         if self._wake_reader in ready.readable:
@@ -206,6 +186,8 @@ class Agent:
             except UnavailableError as error:
                 # What else was said is not lost by that.
                 self._helper_lost(error)
+        if self._docker is not None:
+            self._docker.receive(self._index, welcome=self._reports.welcome)
         try:
             self._streams.pump(ready.readable, ready.writable, self._monotonic())
             self._flusher.begin()
@@ -214,8 +196,6 @@ class Agent:
         except UnavailableError as error:
             self._helper_lost(error)
         self._flusher.end()
-        self._say_hello()
-        self._report()
         self._tell()
 
     def _deadline(self, now: float) -> float:
@@ -226,6 +206,8 @@ class Agent:
             times.append(self._look_at)
             if self._host.deadline is not None:
                 times.append(self._host.deadline)
+        if self._docker is not None:
+            times.append(self._docker.deadline())
         streams = self._streams.deadline(now)
         if streams is not None:
             times.append(streams)
@@ -264,6 +246,8 @@ class Agent:
         held = self._desired.held
         if held is not None:
             self._host.want(held.index)
+        if self._docker is not None:
+            self._docker.attach(self._host)
         self._look_at = self._monotonic() + self._resync
 
     def _facts(self, helper: Helper) -> HostFacts:
@@ -281,6 +265,8 @@ class Agent:
     def _helper_lost(self, error: NetctlError) -> None:
         self._log.error("the helper is gone", error=error.message, delay_ms=int(self._respawn_pause * 1000))
         self._streams.end_execs("the node's helper ended")
+        if self._docker is not None:
+            self._docker.lose_helper("the node's helper ended")
         self._lose_helper()
         self._respawn_at = self._monotonic() + self._respawn_pause
         self._respawn_pause = min(LAST_RESPAWN, self._respawn_pause * 2)
@@ -302,13 +288,9 @@ class Agent:
         for _ in range(ROUNDS):
             events = helper.events()
             for event in events:
-                host.hear(event)
-                if isinstance(event, ExecEnded):
-                    self._streams.exec_ended(event)
-                elif isinstance(event, Drifted):
-                    self._log.warning("someone else changed what is ours", reason=event.what)
-                    rest = DRIFT_SHARE * host.look_seconds
-                    self._look_at = min(self._look_at, max(self._monotonic(), self._looked_at + rest))
+                self._happened(event, host)
+            if self._docker is not None:
+                self._docker.attach(host)
             writes, looks = host.writes, host.looks
             host.work()
             if host.looks != looks:
@@ -316,6 +298,19 @@ class Agent:
                 self._look_at = self._looked_at + max(self._resync, LOOK_SHARE * host.look_seconds)
             if not events and host.writes == writes:
                 break
+        if self._docker is not None:
+            self._docker.settle(host, helper, welcome=self._reports.welcome)
+
+    def _happened(self, event: Event, host: Reconciler) -> None:
+        host.hear(event)
+        if self._docker is not None:
+            self._docker.hear(event, host)
+        if isinstance(event, ExecEnded):
+            self._streams.exec_ended(event)
+        elif isinstance(event, Drifted):
+            self._log.warning("someone else changed what is ours", reason=event.what)
+            rest = DRIFT_SHARE * host.look_seconds
+            self._look_at = min(self._look_at, max(self._monotonic(), self._looked_at + rest))
 
     # --- the broker ---------------------------------------------------------------------------------
 
@@ -325,23 +320,21 @@ class Agent:
     def _from_broker(self, happened: Up | Down | Envelope) -> None:
         if isinstance(happened, Up):
             self._log.info("session with the broker", endpoint=happened.endpoint)
-            self._hello_due, self._welcome, self._told = True, False, None
+            self._reports.begin()
         elif isinstance(happened, Down):
-            self._hello_due = self._welcome = False
+            self._reports.end()
+            if self._docker is not None:
+                self._docker.lose_broker()
             self._streams.drop_all(self._helper)
-        else:
+        elif self._docker is None or not self._docker.answers(happened.id, happened.message):
             self._hear(happened.message)
 
     def _hear(self, message: Message) -> None:
         match message:
             case Reset() | Update():
                 self._take(message)
-            case NodeOpenExec() | NodeOpenLogs() if self._helper is None:
-                self._say(StreamEnd(message.stream, message="the node's helper is being started again"))
-            case NodeOpenExec() if self._helper is not None:
-                self._streams.open_exec(message, self._helper)
-            case NodeOpenLogs() if self._helper is not None:
-                self._streams.open_logs(message, self._helper)
+            case NodeOpenExec() | NodeOpenLogs() | NodeOpenCopy() | NodeOpenAdopt():
+                self._open(message)
             case StreamData() | StreamCredit() | StreamResize() | StreamEnd():
                 self._streams.hear(message, self._helper)
             case Failure():
@@ -351,22 +344,46 @@ class Agent:
             case _:
                 self._log.warning("unexpected message", message=type(message).__name__)
 
+    def _open(self, message: NodeOpenExec | NodeOpenLogs | NodeOpenCopy | NodeOpenAdopt) -> None:
+        """Begin a stream.
+
+        Raises:
+            UnavailableError: The helper is gone.
+        """
+        helper, index = self._helper, self._index
+        if helper is None:
+            self._say(StreamEnd(message.stream, message="the node's helper is being started again"))
+        elif isinstance(message, NodeOpenExec):
+            self._streams.open_exec(message, helper)
+        elif isinstance(message, NodeOpenLogs):
+            self._streams.open_logs(message, helper)
+        elif isinstance(message, NodeOpenCopy):
+            self._streams.open_copy(message, helper)
+        elif index is None or index.header.block is None:
+            self._say(StreamEnd(message.stream, message="this node has no block of addresses"))
+        else:
+            self._streams.open_adopt(message, helper, index.header.block)
+
+    @property
+    def _index(self) -> DesiredIndex | None:
+        held = self._desired.held
+        return None if held is None else held.index
+
+    def _number(self) -> int:
+        """Return a number for a request to the broker."""
+        self._request = self._request % (2**31 - 1) + 1
+        return self._request
+
     def _take(self, message: Reset | Update) -> None:
         taken = self._desired.take(message)
         if taken.outcome == "gap":
-            # One that was on its way before our Hello is followed by the answer to that.
-            self._hello_due = self._hello_due or self._welcome
-            self._welcome = False
+            self._reports.missed()
             return
         if taken.outcome == "older":
             self._log.warning("an older desired state is not looked at", revision=message.revision)
             return
-        self._welcome = True
-        self._received_at = self._monotonic()
-        if taken.outcome == "known":
-            # Told again: the broker may have lost what it was told.
-            self._told = None
-        elif self._host is not None and self._desired.held is not None:
+        self._reports.received(known=taken.outcome == "known")
+        if taken.outcome == "taken" and self._host is not None and self._desired.held is not None:
             self._host.want(self._desired.held.index, taken.scope)
 
     def _refused(self, failure: Failure) -> None:
@@ -380,67 +397,31 @@ class Agent:
         self._log.error("the broker refuses this node", error=failure.message, remedy=remedy)
         self._link.postpone(failure.message)
 
+    def _tell(self) -> None:
+        """Tell the broker what is to be told."""
+        if self._reports.hello_due:
+            self._say_hello()
+        if self._host is None:
+            return
+        self._reports.report(self._host)
+        if self._docker is not None and self._reports.welcome:
+            self._docker.ask()
+        if self._reports.applied(self._host, self._flusher.error):
+            self.removed = True
+
     def _say_hello(self) -> None:
-        if not self._hello_due or self._helper is None or self._host is None:
+        if self._helper is None or self._host is None:
             return
         try:
             facts = self._facts(self._helper)
         except UnavailableError as error:
             self._helper_lost(error)
-            return
         except NetctlError as error:
             self._log.error("this host cannot be described", error=error.message, remedy=error.remedy)
             self._link.postpone(error.message)
-            return
-        self._host.use(facts)
-        held = self._desired.held
-        statuses = self._host.statuses()
-        self._request = self._request % (2**31 - 1) + 1
-        hello = Hello(
-            epoch=0 if held is None else held.epoch,
-            revision=0 if held is None else held.revision,
-            digest="" if held is None else digest(held.index.state()),
-            facts=node_facts(facts),
-            containers=statuses,
-        )
-        self._hello_due = False
-        self._reported = {status.id: status for status in statuses}
-        self._all_reported = statuses
-        self._link.send(hello, self._request)
-
-    def _report(self) -> None:
-        """Tell the broker which containers are in another state than it was told."""
-        if not self._welcome or self._host is None or not self._link.connected:
-            return
-        statuses = self._host.statuses()
-        if statuses is self._all_reported:
-            return
-        changed = tuple(s for s in statuses if self._reported.get(s.id) != s)
-        if changed and not self._link.send(Report(changed)):
-            return
-        self._reported.update((status.id, status) for status in changed)
-        self._all_reported = statuses
-
-    def _tell(self) -> None:
-        """Tell the broker what is applied, once it is so and durable."""
-        held, host = self._desired.held, self._host
-        if not self._welcome or held is None or host is None or not host.settled:
-            return
-        errors = host.errors()
-        disk = self._flusher.error
-        lasting = (NodeError("", disk, "make room on the node's disk"),) if disk else ()
-        errors = (*errors, *lasting)
-        told = (held.epoch, held.revision, host.leftovers, errors)
-        if told == self._told:
-            return
-        duration = (self._monotonic() - self._received_at) * 1000
-        if not self._link.send(Applied(held.epoch, held.revision, errors, host.leftovers, duration)):
-            return
-        host.told()
-        self._told = (held.epoch, held.revision, host.leftovers, (*host.errors(), *lasting))
-        self._log.debug("applied", revision=held.revision, duration_ms=round(duration, 3), count=len(errors))
-        if held.index.header.block is None and not errors:
-            self.removed = True
+        else:
+            self._host.use(facts)
+            self._reports.hello(facts, self._host)
 
     def _runs(self, container: str) -> bool:
         return self._host is not None and self._host.may_write(container)

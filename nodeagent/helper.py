@@ -13,9 +13,11 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from firewall_rules.backends.base import ContainerBackend, FirewallError
 from firewall_rules.backends.choose import Preference, choose
+from firewall_rules.backends.docker_user import DockerUserPassages
 from firewall_rules.backends.nftables import NftablesHostBackend
 from netctl import log
 from netctl.errors import NetctlError
@@ -26,6 +28,10 @@ from nodeagent.helper_server import HelperServer
 from nodeagent.kernel import netlink
 from nodeagent.kernel.linux import LinuxKernel
 from nodeagent.kernel.watch import LinkWatch
+from nodeagent.sandboxes import MountedSandboxes
+
+DOCKER_EXEC_ROOT: Final = Path("/run/docker")
+"""Docker's own default."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +44,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--underlay", help="the only underlay address the agent may name")
     parser.add_argument("--process-engine", action="store_true", help="offer the engine `process`")
     parser.add_argument("--process-root", action="store_true", help="a lab: its containers run as root")
+    parser.add_argument("--docker-socket", type=Path, help="offer the engine `docker` that listens there")
+    parser.add_argument(
+        "--docker-exec-root", type=Path, default=DOCKER_EXEC_ROOT, help="Docker's --exec-root"
+    )
     parser.add_argument("--mask", action="append", default=[], type=Path, help="hidden from containers")
     return parser
 
@@ -48,6 +58,13 @@ def _container_backend(preference: Preference, records: Path) -> ContainerBacken
     except FirewallError as error:
         log.get_logger().error("no container can be made here", error=str(error))
         return None
+
+
+def _docker(options: argparse.Namespace) -> Engine:
+    """Return the engine `docker`, whose library is loaded only where it is on offer."""
+    from nodeagent.engine.docker import DockerEngine  # noqa: PLC0415 - see above
+
+    return DockerEngine(options.docker_socket, options.state_dir, guarded=(options.run_dir, *options.mask))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +88,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     masked=(options.run_dir.absolute(), *options.mask),
                 )
             )
-        host = Host(LinuxKernel(), container_backend, host_backend, engines)
+        sandboxes = passages = None
+        if options.docker_socket is not None:
+            engines.append(_docker(options))
+            sandboxes = MountedSandboxes(options.docker_exec_root / "netns")
+            passages = DockerUserPassages()
+        host = Host(
+            LinuxKernel(),
+            container_backend,
+            host_backend,
+            engines,
+            sandboxes=sandboxes,
+            passages=passages,
+        )
         sock = socket.socket(fileno=options.socket_fd)
         HelperServer(sock, host, LinkWatch(), options.underlay, later=netlink.load).serve()
     except (NetctlError, OSError) as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 import zmq
@@ -54,6 +54,29 @@ class Ready:
 
     readable: frozenset[int]
     writable: frozenset[int]
+
+
+class Link(Protocol):
+    """What the agent needs of a session with the broker; see `BrokerSession`."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can be sent."""
+
+    def send(self, message: Message, number: int = 0) -> bool:
+        """Send a message; return whether there is a session to send it in."""
+
+    def receive(self) -> list[Up | Down | Envelope]:
+        """Return what happened, without waiting."""
+
+    def deadline(self) -> float:
+        """Return when `receive` has something to do by itself."""
+
+    def wait(self, readers: Collection[int], writers: Collection[int], timeout: float) -> Ready:
+        """Wait for a frame or a descriptor."""
+
+    def postpone(self, reason: str) -> None:
+        """End the session, and begin the next one late."""
 
 
 class BrokerSession:
