@@ -63,7 +63,8 @@ class IptablesContainerBackend:
 
     def __init__(self, records: Path | None = None) -> None:
         directory = None if records is None else records / "iptables"
-        self._records = Records(directory, ContainerPolicy, ContainerChange)
+        # What is recorded is compared with the kernel every time, so its form needs no name.
+        self._records = Records(directory, ContainerPolicy, ContainerChange, form="")
         self._worker = Worker()
         self._books: dict[str, Book[ContainerPolicy]] = {}
         self._references: dict[str, str] = {}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
+
+import attrs
 
 from firewall_rules.backends.base import FirewallError
 from firewall_rules.backends.libnftables import keep_low_descriptors, open_nft, why_no_nft
 from firewall_rules.backends.namespaces import in_scratch_namespace
 from firewall_rules.backends.nftables_keeper import Doors, References, TableKeeper
 from firewall_rules.backends.nftables_text import install_text
-from firewall_rules.backends.records import Records
+from firewall_rules.backends.records import Records, form_of
+from firewall_rules.backends.tracked_flows import forget_flows
 from firewall_rules.change import ContainerChange, HostChange
 from firewall_rules.compile_container import compile_container
 from firewall_rules.compile_host import compile_host
@@ -22,12 +26,19 @@ from firewall_rules.policy import (
     Pair,
     PortBinding,
     Publication,
+    PublishedPort,
     TunnelPolicy,
 )
 from firewall_rules.ruleset import Ruleset
 
 _HOST_KEY = "host"
 _SAMPLE_CONTAINER = ContainerPolicy(address="192.0.2.2", gateway="192.0.2.1", resolver="192.0.2.1")
+_EVERYTHING = attrs.evolve(
+    _SAMPLE_CONTAINER,
+    closed=frozenset({"192.0.2.0/24"}),
+    overlay_only=True,
+    published=frozenset({PublishedPort("tcp", 80), PublishedPort("udp", 53)}),
+)
 _SAMPLE_HOST = HostPolicy(
     bridge="bridge", address="192.0.2.1", block="192.0.2.0/24", supernet="192.0.2.0/24", resolver="192.0.2.1"
 )
@@ -46,7 +57,8 @@ class NftablesContainerBackend:
     def __init__(self, records: Path | None = None) -> None:
         directory = None if records is None else records / "nftables"
         keep_low_descriptors()
-        self._records = Records(directory, ContainerPolicy, ContainerChange)
+        form = form_of(install_text(compile_container(_EVERYTHING), 0.0))
+        self._records = Records(directory, ContainerPolicy, ContainerChange, form)
         self._doors = Doors()
         self._references = References(compile_container(_SAMPLE_CONTAINER))
         self._keepers: dict[str, TableKeeper[ContainerPolicy]] = {}
@@ -114,7 +126,9 @@ class NftablesHostBackend:
         self._keeper = TableKeeper(
             _HOST_KEY,
             Doors(),
-            Records(directory, HostPolicy, HostChange),
+            Records(
+                directory, HostPolicy, HostChange, form_of(install_text(compile_host(_SAMPLE_HOST), 0.0))
+            ),
             compile_host,
             References(compile_host(_SAMPLE_HOST)),
         )
@@ -125,7 +139,9 @@ class NftablesHostBackend:
 
     def install(self, policy: HostPolicy) -> None:
         """Put both tables in place, whole, in one transaction."""
+        before = self._published()
         self._keeper.install(None, policy)
+        _forget_flows(before ^ policy.publications)
 
     def update(
         self,
@@ -142,6 +158,7 @@ class NftablesHostBackend:
         internal_removed: Sequence[str] = (),
     ) -> None:
         """Change elements in one transaction."""
+        before = self._published() if publications or publications_removed else frozenset()
         self._keeper.update(
             None,
             HostChange(
@@ -157,6 +174,8 @@ class NftablesHostBackend:
                 tuple(internal_removed),
             ),
         )
+        if publications or publications_removed:
+            _forget_flows(before ^ self._published())
 
     def read(self) -> HostPolicy | None:
         """Return the policy in force; None: missing, or not as we made it."""
@@ -169,6 +188,16 @@ class NftablesHostBackend:
     def drifted(self) -> bool:
         """Tell whether someone else has written since our last write or read."""
         return self._keeper.drifted(None)
+
+    def _published(self) -> frozenset[Publication]:
+        known = self._keeper.known()
+        return frozenset() if known is None else known.publications
+
+
+def _forget_flows(publications: Iterable[Publication]) -> None:
+    # The tables stand. What is not forgotten ends by itself once its client is silent for a while.
+    with contextlib.suppress(FirewallError):
+        forget_flows(publications)
 
 
 def _unusable(sample: Callable[[], Ruleset]) -> str:

@@ -199,6 +199,10 @@ class TableKeeper(Generic[P]):
             return self._book.policy(time.time())
         return self._read_listing(namespace)
 
+    def known(self) -> P | None:
+        """Return what was in force when we last wrote or read, None where that is not known."""
+        return None if self._book is None else self._book.policy(time.time())
+
     def remove(self, namespace: int | None) -> None:
         """Take our tables out."""
         self._looked = True

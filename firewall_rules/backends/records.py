@@ -8,6 +8,7 @@ means that the kernel is listed. A record is no truth: losing one costs time and
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import struct
@@ -30,6 +31,7 @@ _CHANGES_KEPT: Final = 1000
 @attrs.frozen
 class _Head:
     boot: str
+    form: str
     stamp: Stamp
     body: msgspec.Raw
 
@@ -62,10 +64,13 @@ class Records:
         directory: Made (mode 0700) at the first write; None: nothing is kept.
         policy: Type of a policy.
         change: Type of a change.
+        form: Names what policies are compiled to: what another version of us wrote is not in force as we
+            mean it.
     """
 
-    def __init__(self, directory: Path | None, policy: type, change: type) -> None:
+    def __init__(self, directory: Path | None, policy: type, change: type, form: str) -> None:
         self._directory = directory
+        self._form = form
         self._policy = policy
         self._change = change
         self._boot = _BOOT_ID.read_text().strip()
@@ -80,7 +85,7 @@ class Records:
             frames = _frames(Path(path).read_bytes())
             head = msgspec.msgpack.decode(frames[0], type=_Head)
             deltas = [msgspec.msgpack.decode(frame, type=_Delta) for frame in frames[1:]]
-            if head.boot != self._boot:
+            if (head.boot, head.form) != (self._boot, self._form):
                 return None
             recorded = Recorded(
                 deltas[-1].stamp if deltas else head.stamp,
@@ -97,7 +102,7 @@ class Records:
         path = self._path(key)
         if path is None:
             return
-        head = _Head(self._boot, stamp, msgspec.Raw(msgspec.msgpack.encode(policy)))
+        head = _Head(self._boot, self._form, stamp, msgspec.Raw(msgspec.msgpack.encode(policy)))
         frame = msgspec.msgpack.encode(head)
         try:
             # In place: what a crash cuts short is no frame, and then the kernel is listed.
@@ -140,6 +145,11 @@ class Records:
         if _KEY.fullmatch(key) is None:
             raise ValueError(f"not a key: {key[:40]!r}")
         return None if self._directory is None else f"{self._directory}/{key}"
+
+
+def form_of(text: str) -> str:
+    """Return the name of a form, from everything that a policy can be compiled to."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _put(path: str, flags: int, frame: bytes) -> None:

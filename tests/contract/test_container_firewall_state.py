@@ -14,7 +14,7 @@ from firewall_rules.backends.base import ContainerBackend, FirewallError
 from firewall_rules.backends.fake import FakeContainerBackend, FakeTable
 from firewall_rules.backends.iptables_client import IptablesContainerBackend
 from firewall_rules.backends.nftables import NftablesContainerBackend
-from firewall_rules.policy import ContainerPolicy, Opening
+from firewall_rules.policy import ContainerPolicy, Opening, PublishedPort
 from tests.support.netns import Namespace
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -208,6 +208,32 @@ def test_a_process_started_again_finds_what_is_in_force(subject: Subject) -> Non
     assert later.read(KEY, subject.namespace) == wanted
     later.update(KEY, subject.namespace, inbound_removed=[UDP])
     assert later.read(KEY, subject.namespace) == attrs.evolve(wanted, inbound=POLICY.inbound)
+
+
+def test_a_docker_containers_policy_is_found_by_a_process_started_again(subject: Subject) -> None:
+    policy = attrs.evolve(
+        POLICY,
+        overlay_only=True,
+        internet=False,
+        published=frozenset({PublishedPort("tcp", 80), PublishedPort("udp", 53)}),
+    )
+    subject.backend.install(KEY, subject.namespace, policy)
+    subject.backend.update(KEY, subject.namespace, inbound_removed=[TCP])
+    wanted = attrs.evolve(policy, inbound=frozenset({ANY}))
+    later = subject.again()
+    assert later.read(KEY, subject.namespace) == wanted
+    assert not later.drifted(KEY, subject.namespace)
+    # Whatever of it changes is another policy, and replaces the whole.
+    for other in (
+        attrs.evolve(wanted, overlay_only=False),
+        attrs.evolve(wanted, internet=True),
+        attrs.evolve(wanted, published=frozenset({PublishedPort("tcp", 81)})),
+    ):
+        later.install(KEY, subject.namespace, other)
+        assert later.read(KEY, subject.namespace) == other
+    subject.tamper()
+    assert later.drifted(KEY, subject.namespace)
+    assert later.read(KEY, subject.namespace) is None
 
 
 def test_a_container_without_rules_yet_has_not_drifted(subject: Subject) -> None:

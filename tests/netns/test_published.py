@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import attrs
 import pytest
@@ -335,6 +336,44 @@ def test_a_port_that_moves_leads_new_clients_to_the_other_container(node: Node) 
     assert node.read() == attrs.evolve(POLICY, publications=frozenset({moved}))
 
 
+@pytest.mark.parametrize("later", ["update", "install"])
+def test_a_client_that_goes_on_sending_comes_to_whoever_has_the_port_now(node: Node, later: str) -> None:
+    net = node.net
+    elsewhere = attrs.evolve(DNS, address=TWO)
+
+    def publish(before: list[Publication], after: list[Publication]) -> None:
+        if later == "install":
+            node.install(*after)
+        else:
+            node.update(publications=after, publications_removed=before)
+
+    def sent_to() -> list[str]:
+        client.send(b"x")
+        return [
+            name for name, server in servers.items() if readable(server, BLOCKED_AFTER) and server.recv(64)
+        ]
+
+    with (
+        net.world.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        net.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as own,
+        net.one.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+        net.two.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
+    ):
+        servers = {"the node": own, "one": one, "two": two}
+        own.bind((NODE, 5353))
+        one.bind(("", 53))
+        two.bind(("", 53))
+        client.connect((NODE, 5353))
+        node.install()
+        assert sent_to() == ["the node"]
+        publish([], [DNS])
+        assert sent_to() == ["one"]
+        publish([DNS], [elsewhere])
+        assert sent_to() == ["two"]
+        publish([elsewhere], [])
+        assert sent_to() == ["the node"]
+
+
 def test_the_answers_to_a_published_port_are_no_way_out(node: Node) -> None:
     net = node.net
     node.install(WEB, DNS)
@@ -442,6 +481,19 @@ def test_what_is_published_and_internal_is_read_back(node: Node) -> None:
     assert node.read() is None
     node.install(WEB)
     assert node.read() == attrs.evolve(POLICY, publications=frozenset({WEB}))
+
+
+def test_a_process_started_again_finds_what_is_published(node: Node, tmp_path: Path) -> None:
+    with node.net.node.entered():
+        first = NftablesHostBackend(tmp_path)
+        first.install(attrs.evolve(POLICY, publications=frozenset({WEB})))
+        first.update(publications=[DNS], internal=[TWO])
+        later = NftablesHostBackend(tmp_path)
+        assert not later.drifted()
+        wanted = attrs.evolve(POLICY, publications=frozenset({WEB, DNS}), internal=frozenset({TWO}))
+        assert later.read() == wanted
+        later.update(publications_removed=[WEB], internal_removed=[TWO])
+        assert later.read() == attrs.evolve(POLICY, publications=frozenset({DNS}))
 
 
 def test_docker_networks_reach_it_only_where_dockers_own_firewall_lets_them(

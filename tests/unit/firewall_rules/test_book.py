@@ -9,7 +9,15 @@ from firewall_rules.change import ContainerChange, HostChange, change_container,
 from firewall_rules.compile_container import container_items
 from firewall_rules.compile_host import host_items
 from firewall_rules.elements import SetId, elements_of
-from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, PortBinding, TunnelPolicy
+from firewall_rules.policy import (
+    ContainerPolicy,
+    HostPolicy,
+    Opening,
+    Pair,
+    PortBinding,
+    Publication,
+    TunnelPolicy,
+)
 from firewall_rules.ruleset import ElementKey
 
 EMPTY = ContainerPolicy(address="10.1.0.2", gateway="10.1.0.1")
@@ -45,13 +53,28 @@ tunnels = st.builds(
     st.just("02:00:00:00:00:01"),
 )
 
+publications = st.builds(
+    Publication,
+    st.sampled_from(["tcp", "udp"]),
+    st.sampled_from(["", "192.0.2.1"]),
+    st.sampled_from([80, 8080]),
+    st.sampled_from(["10.1.0.2", "10.1.0.3"]),
+    st.sampled_from([80, 81]),
+)
+addresses = st.sampled_from(["10.1.0.2", "10.1.0.3"])
+
 
 def some(items: st.SearchStrategy[object]) -> st.SearchStrategy[tuple[object, ...]]:
     return st.lists(items, max_size=3).map(tuple)
 
 
 host_changes = st.builds(
-    HostChange, some(bindings), some(bindings), some(pairs), some(pairs), some(tunnels), some(tunnels)
+    HostChange,
+    *(
+        some(items)
+        for items in (bindings, pairs, tunnels, publications, addresses)
+        for _added_and_removed in range(2)
+    ),
 )
 Kernel = dict[SetId, dict[ElementKey, float | None]]
 
@@ -91,6 +114,41 @@ def test_a_host_changed_step_by_step_is_the_one_made_at_once(steps: list[HostCha
         enforce(kernel, book, change)
     assert book.policy(0.0) == policy
     assert without_empty(kernel) == elements_of(host_items(policy))
+
+
+WEB = Publication("tcp", "", 8080, "10.1.0.2", 80)
+
+
+def test_a_port_of_the_node_leads_to_one_container() -> None:
+    moved = attrs.evolve(WEB, address="10.1.0.3")
+    book = Book(attrs.evolve(EMPTY_HOST, publications=frozenset({WEB})))
+    planned = book.plan(HostChange(publications=(moved,)))
+    (leads,) = (one for one in planned.sets if one.set_id == ("inet", "publications"))
+    assert leads.removed == {("6", "8080", "10.1.0.2", "80")}
+    assert dict(leads.added) == {("6", "8080", "10.1.0.3", "80"): None}
+    book.commit(planned)
+    assert book.policy(0.0).publications == {moved}
+
+
+def test_a_target_stays_published_while_one_port_leads_to_it() -> None:
+    second = attrs.evolve(WEB, host_port=8081)
+    book = Book(attrs.evolve(EMPTY_HOST, publications=frozenset({WEB, second})))
+    first = book.plan(HostChange(publications_removed=(WEB,)))
+    assert {one.set_id for one in first.sets} == {("inet", "publications")}
+    book.commit(first)
+    last = book.plan(HostChange(publications_removed=(second,)))
+    assert ("inet", "published") in {one.set_id for one in last.sets if one.removed}
+    assert ("bridge", "publishers") in {one.set_id for one in last.sets if one.removed}
+
+
+def test_what_was_never_there_need_not_be_taken_out_where_that_is_sure() -> None:
+    elsewhere = attrs.evolve(WEB, address="10.1.0.3")
+    planned = Book(attrs.evolve(EMPTY_HOST, publications=frozenset({WEB}))).plan(
+        HostChange(publications_removed=(elsewhere,))
+    )
+    (leads,) = (one for one in planned.sets if one.set_id == ("inet", "publications"))
+    assert leads.fresh == {("6", "8080", "10.1.0.3", "80")}
+    assert leads.removed - leads.fresh == {("6", "8080", "10.1.0.2", "80")}
 
 
 def test_a_plan_that_is_not_committed_changes_nothing() -> None:

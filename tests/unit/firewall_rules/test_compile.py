@@ -11,8 +11,17 @@ from firewall_rules.backends.iptables_rules import translate
 from firewall_rules.backends.nftables_text import change_text, install_text
 from firewall_rules.compile_container import closed_elements, compile_container
 from firewall_rules.compile_host import compile_host
-from firewall_rules.policy import ALWAYS_CLOSED, ContainerPolicy, HostPolicy, Opening, PortBinding
-from firewall_rules.ruleset import InSet, Ruleset, Set, Translate
+from firewall_rules.names import FORWARD_MARK, OVERLAY_GROUP
+from firewall_rules.policy import (
+    ALWAYS_CLOSED,
+    ContainerPolicy,
+    HostPolicy,
+    Opening,
+    PortBinding,
+    Publication,
+    PublishedPort,
+)
+from firewall_rules.ruleset import InSet, Match, Rule, Ruleset, Set, SetMark, Translate
 
 NOW = 1_700_000_000.0
 CONTAINER = ContainerPolicy(address="10.1.0.2", gateway="10.1.0.1", resolver="10.1.0.1")
@@ -65,14 +74,57 @@ def test_every_set_that_is_asked_is_there_and_every_one_there_is_asked(ruleset: 
         assert asked == {one.name for one in table.sets}
 
 
+@pytest.mark.parametrize("point", ["input", "output", "forward"])
+def test_other_links_cost_the_overlay_one_question(point: str) -> None:
+    def rules(policy: ContainerPolicy) -> tuple[Rule, ...]:
+        (table,) = compile_container(policy)
+        return next(chain.rules for chain in table.chains if chain.name == point)
+
+    with_others, alone = rules(attrs.evolve(CONTAINER, overlay_only=True)), rules(CONTAINER)
+    (more,) = [rule for rule in with_others if rule not in alone]
+    assert [rule for rule in with_others if rule is not more] == list(alone)
+    assert more.matches[0] == Match(
+        "out_group" if point == "output" else "in_group", (str(OVERLAY_GROUP),), negated=True
+    )
+    assert with_others.index(more) == (0 if point == "forward" else 1)
+
+
+def test_without_the_internet_no_rule_asks_for_it() -> None:
+    (table,) = compile_container(attrs.evolve(DOCKER, internet=False))
+    assert "closed" not in install_text((table,), NOW)
+
+
+def test_a_pair_is_asked_nothing_more_for_what_is_published() -> None:
+    _, inet = compile_host(HOST)
+    into = next(chain for chain in inet.chains if chain.name == "into_bridge")
+    pair = InSet(("source", "destination"), "pairs")
+    assert [pair in rule.matches for rule in into.rules[:3]] == [True] * 3
+    assert all(rule.actions == (SetMark(FORWARD_MARK), "accept") for rule in into.rules[:3])
+
+
+def test_the_decision_comes_before_whoever_else_filters_what_is_forwarded() -> None:
+    _, inet = compile_host(HOST)
+    (forward,) = (chain.hook for chain in inet.chains if chain.hook and chain.hook.point == "forward")
+    assert forward.priority < 0
+
+
 def test_the_container_is_closed_at_every_hook() -> None:
     (table,) = compile_container(CONTAINER)
     hooks = {chain.hook.point: chain.hook.policy for chain in table.chains if chain.hook is not None}
     assert hooks == {"input": "drop", "output": "drop", "forward": "drop"}
 
 
-def test_every_iptables_chain_ends_closed() -> None:
-    tables = translate(compile_container(CONTAINER))
+DOCKER = attrs.evolve(
+    CONTAINER,
+    closed=frozenset({"10.0.0.0/8"}),
+    overlay_only=True,
+    published=frozenset({PublishedPort("tcp", 80), PublishedPort("udp", 53)}),
+)
+
+
+@pytest.mark.parametrize("policy", [CONTAINER, DOCKER], ids=["alone", "docker"])
+def test_every_iptables_chain_ends_closed(policy: ContainerPolicy) -> None:
+    tables = translate(compile_container(policy))
     for chains in (tables.ipv4, tables.ipv6):
         assert set(chains) == {"INPUT", "OUTPUT", "FORWARD"}
         for rules in chains.values():
@@ -106,8 +158,12 @@ def test_no_text_of_another_form_reaches_nft(broken: ContainerPolicy) -> None:
         attrs.evolve(HOST, bindings=frozenset({PortBinding("ncp 1", "6e:63:0a:01:00:02", "10.1.0.2")})),
         attrs.evolve(HOST, bindings=frozenset({PortBinding("ncp1", "6e:63:0a:01:00", "10.1.0.2")})),
         attrs.evolve(HOST, vxlan_port=70000),
+        attrs.evolve(HOST, publications=frozenset({Publication("tcp", "", 70000, "10.1.0.2", 80)})),
+        attrs.evolve(HOST, publications=frozenset({Publication("tcp", "", 80, "10.1.0.2 }", 80)})),
+        attrs.evolve(HOST, publications=frozenset({Publication("tcp", "any", 80, "10.1.0.2", 80)})),
+        attrs.evolve(HOST, internal=frozenset({"10.1.0.2, 10.1.0.3"})),
     ],
-    ids=["bridge", "device", "mac", "port"],
+    ids=["bridge", "device", "mac", "port", "host-port", "target", "host-address", "internal"],
 )
 def test_no_text_of_another_form_reaches_the_hosts_nft(broken: HostPolicy) -> None:
     with pytest.raises(FirewallError, match="not a valid"):
@@ -126,6 +182,17 @@ def test_an_element_is_put_in_anew_with_its_lifetime_and_never_longer() -> None:
 def test_an_element_that_has_ended_is_taken_out_and_not_put_in() -> None:
     text = change_text("inet", IN_ANY, [], {("10.2.0.2",): NOW}, NOW)
     assert re.findall(r"^(\w+) element", text, re.MULTILINE) == ["add", "delete"]
+
+
+def test_an_element_of_a_map_is_named_with_what_it_leads_to() -> None:
+    leads = Set("publications", ("protocol", "port"), leads_to=("address", "port"))
+    old, new = ("6", "80", "10.1.0.2", "81"), ("6", "80", "10.1.0.3", "81")
+    text = change_text("inet", leads, [old], {new: None}, NOW, absent=frozenset({new}))
+    assert text.splitlines() == [
+        "add element inet netctl publications { 6 . 80 : 10.1.0.2 . 81 }",
+        "delete element inet netctl publications { 6 . 80 : 10.1.0.2 . 81 }",
+        "add element inet netctl publications { 6 . 80 : 10.1.0.3 . 81 }",
+    ]
 
 
 def test_no_change_is_no_command() -> None:

@@ -4,9 +4,15 @@ import attrs
 import pytest
 
 from firewall_rules.backends.base import FirewallError
-from firewall_rules.backends.fake import FakeContainerBackend, FakeHostBackend, FakeTable
+from firewall_rules.backends.fake import (
+    OUR_RULE,
+    FakeContainerBackend,
+    FakeHostBackend,
+    FakePassages,
+    FakeTable,
+)
 from firewall_rules.change import ContainerChange, HostChange
-from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair
+from firewall_rules.policy import ContainerPolicy, HostPolicy, Opening, Pair, Publication
 
 POLICY = ContainerPolicy(address="10.1.0.2", gateway="10.1.0.1")
 HOST = HostPolicy(bridge="netctl0", address="10.1.0.1", block="10.1.0.0/16", supernet="10.0.0.0/8")
@@ -92,3 +98,29 @@ def test_the_host_means_the_same() -> None:
     again.remove()
     assert again.read() is None
     assert again.writes == [("install", "host"), ("install", "host"), ("remove", "host")]
+
+
+def test_what_a_host_publishes_and_keeps_in_changes_piece_by_piece() -> None:
+    host, web = FakeHostBackend(), Publication("tcp", "", 8080, "10.1.0.2", 80)
+    host.install(HOST)
+    host.update(publications=[web], internal=["10.1.0.3"])
+    assert host.read() == attrs.evolve(HOST, publications=frozenset({web}), internal=frozenset({"10.1.0.3"}))
+    moved = attrs.evolve(web, address="10.1.0.4")
+    host.update(publications=[moved], internal_removed=["10.1.0.3"])
+    assert host.read() == attrs.evolve(HOST, publications=frozenset({moved}))
+    host.update(publications_removed=[web])
+    assert host.read() == HOST
+
+
+@pytest.mark.parametrize(("when", "stands"), [("before", False), ("after", True)])
+def test_a_crash_leaves_the_passage_that_was_opened(when: str, *, stands: bool) -> None:
+    passages = FakePassages(chains={"nft": ["return"]}, on_write=crash_when(when))  # type: ignore[arg-type]
+    with pytest.raises(CrashError):
+        passages.open("nft")
+    again = FakePassages(chains=passages.chains, fail_next=["locked"])
+    assert again.read() == {"nft": stands}
+    with pytest.raises(FirewallError, match="locked"):
+        again.open("nft")
+    again.open("nft")
+    assert again.chains["nft"] == [OUR_RULE, "return"]
+    assert again.writes == [("open", "nft")]

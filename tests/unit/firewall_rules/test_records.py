@@ -23,7 +23,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def records(directory: Path | None) -> Records:
-    return Records(directory, ContainerPolicy, ContainerChange)
+    return Records(directory, ContainerPolicy, ContainerChange, "of-today")
 
 
 def test_what_was_written_is_read_by_the_next_process(directory: Path) -> None:
@@ -57,6 +57,13 @@ def test_a_record_of_another_boot_is_none(directory: Path) -> None:
     first._boot = "another"
     first.write(KEY, Stamp(7, 1), POLICY)
     assert records(directory).load(KEY) is None
+
+
+def test_a_record_of_rules_of_another_form_is_none(directory: Path) -> None:
+    Records(directory, ContainerPolicy, ContainerChange, "of-old").write(KEY, Stamp(7, 1), POLICY)
+    assert records(directory).load(KEY) is None
+    records(directory).write(KEY, Stamp(7, 1), POLICY)
+    assert records(directory).load(KEY) == Recorded(Stamp(7, 1), POLICY, ())
 
 
 def test_after_many_changes_the_whole_is_asked_for(directory: Path) -> None:
