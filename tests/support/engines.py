@@ -1,4 +1,4 @@
-"""Container engines for tests: one rig over the fake, one over real processes, with the same handles."""
+"""Container engines for tests: rigs over the fake, over real processes and over Docker, all handled alike."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from typing import Literal, Protocol
 
 from netctl.model import Workload
 from nodeagent.engine.base import Engine, ExecRequest
+from nodeagent.engine.docker import DockerEngine
 from nodeagent.engine.fake import FakeEngine
 from nodeagent.engine.process import ProcessEngine
 from nodeagent.kernel_state import EngineContainer
+from tests.support import docker_engine
+from tests.support.docker_engine import IMAGE
+
+BLOCK = "10.1.0.0/16"
+_BY_FIFO = 'exec 3<>{fifo}; while read -r line <&3; do eval "$line"; done'
 
 
 class EngineRig(Protocol):
@@ -36,8 +42,8 @@ class EngineRig(Protocol):
 
 
 class FakeRig:
-    def __init__(self) -> None:
-        self.engine = FakeEngine()
+    def __init__(self, engine: FakeEngine | None = None) -> None:
+        self.engine = FakeEngine() if engine is None else engine
 
     def workload(self, container: str) -> Workload:
         return Workload("process", ("sh", "-c", container))
@@ -62,8 +68,7 @@ class ProcessRig:
     def workload(self, container: str) -> Workload:
         fifo = self.directory / f"{container}.fifo"
         os.mkfifo(fifo)
-        script = f'exec 3<>{fifo}; while read -r line <&3; do eval "$line"; done'
-        return Workload("process", ("sh", "-c", script))
+        return Workload("process", ("sh", "-c", _BY_FIFO.format(fifo=fifo)))
 
     def say(self, container: str, stream: Literal[1, 2], text: str) -> None:
         self._command(container, f"echo {text} >&{stream}")
@@ -79,6 +84,53 @@ class ProcessRig:
     def close(self) -> None:
         for container in list(self.engine.containers()):
             self.engine.remove(container)
+        self.engine.close()
+
+    def _command(self, container: str, line: str) -> None:
+        with (self.directory / f"{container}.fifo").open("w") as fifo:
+            fifo.write(line + "\n")
+
+
+class DockerRig:
+    """Like `ProcessRig`, over a real engine and its own bridge driver: ours needs an agent."""
+
+    def __init__(self, directory: Path, real: docker_engine.DockerEngine) -> None:
+        self.directory = directory
+        self.real = real
+        self.engine = self._start()
+
+    def _start(self) -> DockerEngine:
+        state = self.directory / "state"
+        return DockerEngine(self.real.files.socket, state, driver="bridge", ipam="default", network="ours")
+
+    def workload(self, container: str) -> Workload:
+        fifo = self.directory / f"{container}.fifo"
+        os.mkfifo(fifo)
+        # Of a user of its own in there.
+        fifo.chmod(0o666)
+        self.directory.chmod(0o755)
+        return Workload(
+            "docker",
+            ("sh", "-c", _BY_FIFO.format(fifo="/fifo")),
+            image=IMAGE,
+            volumes=(f"{fifo}:/fifo",),
+        )
+
+    def say(self, container: str, stream: Literal[1, 2], text: str) -> None:
+        self._command(container, f"echo {text} >&{stream}")
+
+    def end(self, container: str, exit_code: int) -> None:
+        self._command(container, f"exit {exit_code}")
+
+    def again(self) -> None:
+        """Let go of the engine and make a new one, as after a restart."""
+        self.engine.close()
+        self.engine = self._start()
+
+    def close(self) -> None:
+        for container in list(self.engine.containers()):
+            self.engine.remove(container)
+        until(self.engine, lambda: not self.engine.containers())
         self.engine.close()
 
     def _command(self, container: str, line: str) -> None:
@@ -117,7 +169,7 @@ def until_state(engine: Engine, container: str, *states: str) -> list[tuple[str,
 def made(rig: EngineRig, name: str = "web", address: str = "10.1.0.2") -> str:
     """Make a container whose command does as the rig says; return its id."""
     container = new_id()
-    rig.engine.create(container, name, address, rig.workload(container))
+    rig.engine.create(container, name, address, rig.workload(container), BLOCK)
     until_state(rig.engine, container, "created")
     return container
 
