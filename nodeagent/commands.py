@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import netctl
 from netctl.errors import (
@@ -25,6 +26,7 @@ from netctl.wire import invite as invites
 from nodeagent.agent import Agent
 from nodeagent.desired import Desired
 from nodeagent.directory import DirectoryLock, NodeDirectory, holder, stop_holder
+from nodeagent.driver.service import Driver
 from nodeagent.facts import node_facts, restricted
 from nodeagent.found import Found
 from nodeagent.helper_client import HelperClient
@@ -92,6 +94,7 @@ def _run(options: argparse.Namespace, directory: NodeDirectory, started: Started
         _spawner(helper_arguments(options, directory), started),
         underlay=options.underlay,
         encapsulation=options.encapsulation,
+        driver=_driver(options, directory) if options.docker else None,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: agent.stop())
@@ -105,6 +108,15 @@ def _run(options: argparse.Namespace, directory: NodeDirectory, started: Started
         _print(f"the broker removed {identity.name}: everything of netctl is out of this host")
 
 
+def _driver(options: argparse.Namespace, directory: NodeDirectory) -> Driver:
+    return Driver(
+        directory.docker_networks,
+        directory.run / "docker-endpoints.json",
+        Path(options.driver_socket),
+        Path(options.docker_exec_root),
+    )
+
+
 def _spawner(arguments: Sequence[str], started: Started | None) -> Callable[[], HelperClient]:
     """Return what starts a child, but for the first, which was started already."""
     waiting = [] if started is None else [started]
@@ -114,6 +126,8 @@ def _spawner(arguments: Sequence[str], started: Started | None) -> Callable[[], 
 def _leave(options: argparse.Namespace, directory: NodeDirectory) -> None:
     identity = identities.load(directory.identity)
     directory.make()
+    # What Docker's containers had from us is taken out with Docker's help, if it was ever offered here.
+    options.docker = directory.docker_networks.exists()
     desired, found = Desired(directory.path), Found(directory.path)
     told = _told_broker(identity, desired, force=options.force)
     stop_holder(directory)

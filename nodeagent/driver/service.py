@@ -265,7 +265,7 @@ class Driver:
     def wants_list(self) -> bool:
         """Tell whether the helper should be asked for `ListDocker` now; true once, then not for seconds.
 
-        To be called in every turn: `deadline` reckons with it.
+        To be called in every turn while there is a helper: `deadline` reckons with it.
         """
         now = self._monotonic()
         if now < self._next_list():
@@ -276,6 +276,9 @@ class Driver:
 
     def _next_list(self) -> float:
         """Return when all of Docker's containers are to be asked for."""
+        if not self._docker.known:
+            # Nobody could be asked; once Docker is there again, it says everything unasked.
+            return float("inf")
         if self._book.endpoints is not self._unknown_of:
             self._unknown_of = self._book.endpoints
             since = self._book.since

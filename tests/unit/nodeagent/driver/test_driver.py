@@ -180,6 +180,7 @@ def test_both_kinds_of_drivers_are_told_what_is_refused(bench: Bench) -> None:
 
 
 def test_a_call_that_was_given_up_is_not_done_any_more(bench: Bench) -> None:
+    bench.driver.hear(DockerListed((), (), fresh=True))
     assert not bench.driver.wants_list()
     bench.ask("IpamDriver.RequestAddress", late=0.1, PoolID="p")
     assert bench.answers() == {}
@@ -451,6 +452,7 @@ def test_a_fresh_list_settles_what_the_last_agent_left(bench: Bench) -> None:
 
 
 def test_docker_is_asked_about_an_endpoint_that_it_says_nothing_about(bench: Bench) -> None:
+    bench.driver.hear(DockerListed((), (), fresh=True))
     bench.started()
     assert not bench.driver.wants_list()
     assert bench.driver.deadline() <= bench.now + UNKNOWN_SECONDS
@@ -459,8 +461,11 @@ def test_docker_is_asked_about_an_endpoint_that_it_says_nothing_about(bench: Ben
     assert not bench.driver.wants_list()
     bench.now += LIST_SECONDS
     assert bench.driver.wants_list()
-    bench.driver.hear(DockerChanged(docker_id(100), seen(100, 2)))
     bench.now += LIST_SECONDS
+    bench.driver.hear(DockerAway("it was stopped"))
+    assert not bench.driver.wants_list()
+    assert bench.driver.deadline() > bench.now
+    bench.driver.hear(DockerListed((seen(100, 2),), (network(2),), fresh=True))
     assert not bench.driver.wants_list()
 
 
