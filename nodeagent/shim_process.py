@@ -205,10 +205,13 @@ def _enter(command: Command, first_process: int, streams: Streams, terminal: Ter
     if pid == 0:
         syscalls.die_with_parent(signal.SIGKILL)
         os.close(to_tell)
-        # Not before the shim can know whom to end: what the command starts would be out of its reach.
-        os.read(told, 1)
+        # Not before the shim can know whom to end: what the command starts would be out of its reach. Nor if
+        # the one who waits was killed before our own death was tied to its.
+        if not os.read(told, 1):
+            os._exit(NOT_SET_UP)
         _become(command, tty=terminal is not None)
     _tell(_REPORT, {"pid": pid})
+    os.write(to_tell, b"1")
     os.closerange(0, to_tell + 1)
     _, status = os.waitpid(pid, 0)
     os._exit(exit_code_of(status))
