@@ -127,12 +127,13 @@ class PipedLogs:
         return self._window > 0 and (bool(self._waiting) or self._ended is not None)
 
     def feed(self, message: StreamData) -> None:
-        """Refuse what the user sends.
+        """Refuse what the user sends; that nothing will be sent is as it should be.
 
         Raises:
-            ProtocolError: Always.
+            ProtocolError: It is more than that.
         """
-        raise ProtocolError(f"output takes no input, {len(message.data)} bytes came")
+        if message.data:
+            raise ProtocolError(f"output takes no input, {len(message.data)} bytes came")
 
     def credit(self, message: StreamCredit) -> None:
         """The user has consumed output."""
