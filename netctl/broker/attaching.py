@@ -21,9 +21,11 @@ from netctl.broker.commands import AttachContainer, BindNode, DetachContainer, S
 from netctl.broker.draft import Draft, service_key
 from netctl.broker.outcome import Outcome
 from netctl.broker.snapshot import Container, Node
-from netctl.errors import ExhaustedError, ExistsError, NetctlError, NotFoundError, RefusedError
+from netctl.errors import ExhaustedError, ExistsError, InvalidError, NetctlError, NotFoundError, RefusedError
 from netctl.model import DockerContainer, Workload
 
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
+"""What Docker takes as a container's name (moby, daemon/names/names.go)."""
 _LONGEST_NAME: Final = 63
 _LONGEST_SUFFIX: Final = 32
 _MOST_ALIKE: Final = 16
@@ -40,7 +42,7 @@ def attach_container(draft: Draft, command: AttachContainer) -> Outcome:
         NotFoundError: No node is called so.
         RefusedError: The node is being removed, the id or the address is another container's.
         HeldError: The address is not free yet.
-        InvalidError: The address is none of the node's block.
+        InvalidError: The address is none of the node's block, or a text of it cannot be Docker's.
         ExhaustedError: The bridge of the node is full.
         ExistsError: Too many containers are called alike.
     """
@@ -89,7 +91,7 @@ def sync_containers(draft: Draft, command: SyncContainers) -> Outcome:
         try:
             _attach(draft, node, one)
         except NetctlError as error:
-            refused.append(f"{one.name[:80]}: {error.message}")
+            refused.append(f"{one.id[:12]}: {error.message}")
     leasing.top_up(draft, node)
     return Outcome("; ".join(refused))
 
@@ -123,9 +125,9 @@ def bind_node(draft: Draft, command: BindNode) -> Outcome:
     return Outcome(message)
 
 
-def dns_label(name: str, otherwise: str) -> str:
-    """Return Docker's name of a container as a DNS label (RFC 1123); `otherwise` where nothing is left."""
-    return _shortened(re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-"), "") or otherwise
+def dns_label(name: str) -> str:
+    """Return Docker's name of a container as a DNS label (RFC 1123)."""
+    return _shortened(re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-"), "")
 
 
 def _node(draft: Draft, name: str) -> Node:
@@ -153,6 +155,7 @@ def _recorded(draft: Draft, node: Node, identity: str) -> Container | None:
 
 def _attach(draft: Draft, node: Node, reported: DockerContainer) -> Container | None:
     """Record a container; None where it has no address and is not recorded."""
+    _check(reported)
     old = _recorded(draft, node, reported.id)
     address = reported.address or (old.address if old is not None else "")
     if not address:
@@ -192,6 +195,14 @@ def _attach(draft: Draft, node: Node, reported: DockerContainer) -> Container | 
     return new
 
 
+def _check(reported: DockerContainer) -> None:
+    """Refuse what Docker does not let anybody write, before it is shown to somebody."""
+    wished = (wish.destination for wish in reported.wishes)
+    texts = (reported.image, reported.project, reported.service, *wished)
+    if _NAME.match(reported.name) is None or not all(text.isprintable() for text in texts):
+        raise InvalidError(f"what is reported of container {reported.id[:12]} is no text of Docker's")
+
+
 def _ends(container: Container) -> tuple[object, ...]:
     """Return what of a container decides which wishes are granted to it and with it."""
     wishes = container.docker.wishes if container.docker is not None else ()
@@ -216,9 +227,9 @@ def _free_name(draft: Draft, node: Node, reported: DockerContainer) -> str:
     Raises:
         ExistsError: All such names are taken.
     """
-    label = dns_label(reported.name, f"docker-{reported.id[:12]}")
+    label = dns_label(reported.name)
     numbered = (f"-{node.name}-{number}" for number in range(2, _MOST_ALIKE + 1))
-    for suffix in ("", f"-{node.name}", *numbered, f"-{reported.id[:12]}"):
+    for suffix in ("", f"-{node.name}", *numbered, f"-{reported.id}"):
         name = _shortened(label, suffix)
         if name not in draft.bare_names or draft.bare_names[name] == reported.id:
             return name

@@ -82,9 +82,10 @@ def drop_connections(draft: Draft, command: DropConnections) -> Outcome:
             if back
             else "`netctl connections` shows what there is",
         )
+    wished = any(draft.connections[key].wished for key in wanted)
     for key in wanted:
         draft.delete(draft.connections[key])
-    return Outcome()
+    return Outcome(f"a label of {source.name} asks for it: it comes back with a new one" if wished else "")
 
 
 def expire(draft: Draft, _: Expire) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
 
 import attrs
 
@@ -12,7 +13,10 @@ from netctl.broker.commands import (
     AddConnections,
     AddContainer,
     AddInvite,
+    AttachContainer,
+    BindNode,
     Command,
+    DetachContainer,
     DropConnections,
     DropContainer,
     EnrolNode,
@@ -21,10 +25,20 @@ from netctl.broker.commands import (
 )
 from netctl.broker.draft import identity_of
 from netctl.broker.snapshot import Container, Decision, Held, Put, Record, Snapshot
-from netctl.model import NodeFacts, NodeState, Port, Workload, apply_delta, bridge_address
+from netctl.model import (
+    DockerContainer,
+    NodeFacts,
+    NodeState,
+    Port,
+    Wish,
+    Workload,
+    apply_delta,
+    bridge_address,
+)
 
 NOT_STORED = ("changed", "acknowledged", "lost", "cursors")
 WORKLOAD = Workload("process", ("sleep", "inf"))
+_ON_LEASE = "on lease"
 
 
 Uses = frozenset[tuple[str, str]]
@@ -42,6 +56,17 @@ def facts(number: int, **changes: object) -> NodeFacts:
         engines=("process",),
     )
     return attrs.evolve(plain, **changes)
+
+
+def docker_id(number: int) -> str:
+    """Return the id of a container that Docker's user made, of which there is no other."""
+    return f"d0c{number:029x}"
+
+
+def wish(text: str) -> Wish:
+    """Read a wish as a label has it: ``db:5432/tcp``."""
+    destination, _, port = text.partition(":")
+    return Wish(destination, Port.parse(port))
 
 
 class World:
@@ -101,6 +126,38 @@ class World:
         ready = frozenset(self.snapshot.nodes.keys())
         return self.do(AddContainer(self.token(), account, name, WORKLOAD, node, ready))
 
+    def attach(self, node: str, name: str, address: str | None = None, /, **more: object) -> Decision:
+        """Report a container of a node's Docker users, as it is recorded but for what is given.
+
+        One that is not recorded is given an address the node has on lease; `wishes` are written as in a
+        label.
+        """
+        known = self.foreign(name)
+        if known is None:
+            known = DockerContainer(docker_id(int(self.token(), 16)), name, "busybox")
+            address = (
+                address if address is not None else str(min(map(IPv4Address, self.snapshot.leases_of[node])))
+            )
+        if address is not None:
+            known = attrs.evolve(known, address=address)
+        if "wishes" in more:
+            more["wishes"] = tuple(wish(text) for text in more["wishes"])  # type: ignore[attr-defined]
+        return self.do(AttachContainer(node, attrs.evolve(known, **more)))
+
+    def detach(self, name: str) -> Decision:
+        """Report that a container of a node's Docker users is gone."""
+        container = self.container(name)
+        return self.do(DetachContainer(container.node, container.id))
+
+    def bind(self, node: str, account: str | None) -> Decision:
+        """Bind a node."""
+        return self.do(BindNode(node, account))
+
+    def foreign(self, name: str) -> DockerContainer | None:
+        """Return what Docker last said of the container that is recorded under a name, if it is Docker's."""
+        found = self.snapshot.bare_names.get(name)
+        return self.snapshot.containers[found].docker if found is not None else None
+
     def rm(self, name: str) -> Decision:
         """Remove a container, running or not."""
         return self.do(DropContainer("admin", name, force=True, active=True))
@@ -155,6 +212,8 @@ class World:
         bare = {name: getattr(before, name) for name in NOT_STORED}
         assert attrs.evolve(self.reloaded(), **bare) == attrs.evolve(after, **bare)
         self._check_addresses(after)
+        self._check_leases(after)
+        self._check_wishes(after)
         self._check_kernels(command, decision)
 
     def _check_kernels(self, command: Command, decision: Decision) -> None:
@@ -173,6 +232,11 @@ class World:
         owners |= {n.block: n.key for n in after.nodes.values()}
         for name, states in self.kernels.items():
             for subject, owner in frozenset().union(*(uses for _, uses in states)):
+                if owner == _ON_LEASE and subject in after.addresses:
+                    # What the node starts with it, it reports.
+                    user = after.containers[after.addresses[subject]]
+                    assert (user.origin, user.node) == ("engine", name), f"{name} may give {subject} away"
+                    continue
                 assert owners.get(subject, owner) == owner, f"{name} may know {subject} as another's"
 
     def _uses(self, name: str) -> Uses:
@@ -182,7 +246,9 @@ class World:
         nodes = [self.snapshot.nodes[peer] for peer in wanted.peers]
         nodes += [self.snapshot.nodes[name]] if wanted.block else []
         return frozenset(
-            {(a, self.snapshot.addresses[a]) for a in addresses} | {(n.block, n.key) for n in nodes}
+            {(a, self.snapshot.addresses[a]) for a in addresses}
+            | {(n.block, n.key) for n in nodes}
+            | {(a, _ON_LEASE) for a in wanted.reserve}
         )
 
     def _check_deltas(self, before: Snapshot, decision: Decision) -> None:
@@ -215,3 +281,32 @@ class World:
             assert isinstance(record, Held)
             assert record.awaiting, "held for nobody"
             assert record.awaiting <= set(after.nodes), "held for a node that is gone"
+
+    def _check_leases(self, after: Snapshot) -> None:
+        assert not set(after.leases) & set(after.held), "an address is on lease that is held"
+        assert not set(after.leases) & set(after.addresses), "an address is on lease that is in use"
+        for lease in after.leases.values():
+            node = after.nodes[lease.node]
+            assert "docker" in node.facts.engines
+            assert not node.removing
+            block, address = IPv4Network(node.block), IPv4Address(lease.address)
+            assert block[1] < address < block[-1]
+
+    def _check_wishes(self, after: Snapshot) -> None:
+        for made in after.connections.values():
+            source, destination = after.containers[made.source], after.containers[made.destination]
+            if made.wished:
+                assert source.docker is not None
+                assert source.account == destination.account == made.created_by != ""
+                asked = {w.destination for w in source.docker.wishes if w.port == made.port}
+                assert asked & self._called(source, destination), "a connection nobody wished for"
+        for container in after.containers.values():
+            if container.docker is not None:
+                assert container.account == after.nodes[container.node].account
+
+    @staticmethod
+    def _called(source: Container, destination: Container) -> set[str]:
+        """Return what a wish of `source` may call `destination`."""
+        ours, theirs = source.docker, destination.docker
+        same = ours and theirs and ours.project == theirs.project != "" and source.node == destination.node
+        return {destination.name} | ({theirs.service} if same and theirs else set())

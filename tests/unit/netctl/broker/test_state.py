@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import IPv4Network
 
+import attrs
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -11,18 +13,25 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from netctl.broker.commands import (
     Acknowledge,
     AddConnections,
+    AttachContainer,
+    BindNode,
+    DetachContainer,
     DropConnections,
     DropContainer,
     EnrolNode,
     Expire,
+    LabelNode,
+    LeaseAddress,
     RemoveNode,
     SetDraining,
     SetWanted,
+    SyncContainers,
+    TopUpLeases,
     UpdateFacts,
 )
 from netctl.errors import NetctlError
-from netctl.model import ANY_PORT, Encapsulation, NodeFacts, Port
-from tests.support.broker import World, facts
+from netctl.model import ANY_PORT, DockerContainer, Encapsulation, NodeFacts, Port, Wish
+from tests.support.broker import World, docker_id, facts
 from tests.support.examples import examples
 
 NODES = st.sampled_from(["n1", "n2", "n3", "n4", "n5"])
@@ -31,6 +40,12 @@ AT = st.integers(0, 11)
 PORTS = st.lists(st.sampled_from([Port("tcp", 80), Port("udp", 53), Port("icmp"), ANY_PORT]), max_size=3).map(
     tuple
 )
+HOSTS = st.none() | st.integers(1, 6)
+"""Host numbers of a block; None: no address. The first and the last are not a container's."""
+WISHES = st.lists(
+    st.builds(Wish, NAMES, st.sampled_from([Port("tcp", 80), Port("udp", 53), ANY_PORT])), max_size=3
+).map(tuple)
+ENGINES = st.sampled_from([("process", "docker"), ("process",), ("docker",)])
 MODES: list[tuple[Encapsulation, ...]] = [("gre", "vxlan"), ("vxlan",), ("direct",), ("gre",)]
 
 
@@ -42,7 +57,22 @@ def some_facts(draw: st.DrawFn) -> NodeFacts:
         encapsulations=draw(st.sampled_from(MODES)),
         underlay_mtu=draw(st.sampled_from([600, 1500, 9000])),
         networks=networks,
+        engines=draw(ENGINES),
     )
+
+
+@st.composite
+def reports(draw: st.DrawFn) -> tuple[int | None, DockerContainer]:
+    """The number of the host's address within its block, and what a node says of a container but for that."""
+    container = DockerContainer(
+        docker_id(draw(st.integers(0, 5))),
+        draw(st.sampled_from(["a", "b", "A", "x_y"])),
+        "busybox",
+        wishes=draw(WISHES),
+        project=draw(st.sampled_from(["", "p"])),
+        service=draw(NAMES | st.just("")),
+    )
+    return draw(HOSTS), container
 
 
 class Broker(RuleBasedStateMachine):
@@ -60,6 +90,10 @@ class Broker(RuleBasedStateMachine):
             self.world.run(name, node)
         self.world.connect("a", "b", "80")
         self.world.connect("b", "c")
+        self.world.node("n4", facts(4, engines=("docker",)))
+        self.world.bind("n4", "admin")
+        self.world.attach("n4", "e", wishes=("a:80",))
+        self.world.connect("c", "e", "53/udp")
         if settled:
             self.world.acknowledge()
 
@@ -132,6 +166,57 @@ class Broker(RuleBasedStateMachine):
     def acknowledge(self, at: int, back: int) -> None:
         revision = max(0, self.world.snapshot.revision - back)
         self.attempt(Acknowledge(self.pick(self.world.snapshot.nodes, at), revision))
+
+    @rule(at=AT, report=reports())
+    def attach(self, at: int, report: tuple[int | None, DockerContainer]) -> None:
+        node = self.pick(self.world.snapshot.nodes, at)
+        self.attempt(AttachContainer(node, self.reported(node, report)))
+
+    @rule(at=AT, host=HOSTS)
+    def restart_container(self, at: int, host: int | None) -> None:
+        """Docker's user stops or starts one again."""
+        ours = {c.name for c in self.world.snapshot.containers.values() if c.docker is not None}
+        if ours:
+            container = self.world.container(self.pick(ours, at))
+            assert container.docker is not None
+            again = self.reported(container.node, (host, container.docker))
+            self.attempt(AttachContainer(container.node, again))
+
+    @rule(at=AT, number=st.integers(0, 5))
+    def detach(self, at: int, number: int) -> None:
+        self.attempt(DetachContainer(self.pick(self.world.snapshot.nodes, at), docker_id(number)))
+
+    @rule(at=AT, several=st.lists(reports(), max_size=4))
+    def sync(self, at: int, several: list[tuple[int | None, DockerContainer]]) -> None:
+        node = self.pick(self.world.snapshot.nodes, at)
+        self.attempt(SyncContainers(node, tuple(self.reported(node, one) for one in several)))
+
+    @rule(at=AT, host=st.integers(0, 9))
+    def lease(self, at: int, host: int) -> None:
+        node = self.pick(self.world.snapshot.nodes, at)
+        self.attempt(LeaseAddress(node, self.address(node, host)))
+
+    @rule(at=AT)
+    def top_up(self, at: int) -> None:
+        self.attempt(TopUpLeases(self.pick(self.world.snapshot.nodes, at)))
+
+    @rule(at=AT, account=st.sampled_from(["admin", "bob", None]))
+    def bind(self, at: int, account: str | None) -> None:
+        if "bob" not in self.world.snapshot.accounts:
+            self.world.user("bob")
+        self.attempt(BindNode(self.pick(self.world.snapshot.nodes, at), account))
+
+    @rule(at=AT, value=st.sampled_from(["1", "2"]))
+    def label(self, at: int, value: str) -> None:
+        self.attempt(LabelNode(self.pick(self.world.snapshot.nodes, at), (("zone", value),)))
+
+    def address(self, node: str, host: int) -> str:
+        known = self.world.snapshot.nodes.get(node)
+        return str(IPv4Network(known.block if known else "10.0.0.8/29").network_address + host)
+
+    def reported(self, node: str, report: tuple[int | None, DockerContainer]) -> DockerContainer:
+        host, container = report
+        return attrs.evolve(container, address="" if host is None else self.address(node, host))
 
     @rule(seconds=st.sampled_from([1.0, 30.0, 61.0]))
     def pass_time(self, seconds: float) -> None:
