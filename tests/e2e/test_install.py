@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     theirs.write_text("theirs")
     before = tree(root)
     script("install", "--root", str(root), "broker")
-    assert "left alone" in script("install", "--root", str(root), "node")
+    assert "left alone" in script("install", "--root", str(root), "node", "--docker")
     yield root
     script("uninstall", "--root", str(root))
     assert tree(root) == before
@@ -62,7 +63,7 @@ def test_state_is_its_owners_alone(host: Path) -> None:
 
 
 def test_units_start_programs_that_are_there_and_run(host: Path) -> None:
-    for role, program in (("broker", "netctl"), ("node", "nodeagent")):
+    for role, program in (("broker", "netctl"), ("node", "nodeagent"), ("driver", "nodeagent-driver")):
         unit = configparser.ConfigParser(strict=False, interpolation=None)
         unit.optionxform = str  # type: ignore[assignment]  # keys of units are case-sensitive
         unit.read(host / f"etc/systemd/system/netctl-{role}.service")
@@ -86,6 +87,26 @@ def test_the_broker_has_no_right(host: Path) -> None:
         assert line in lines
 
 
+def test_the_driver_is_ready_before_docker_and_has_no_right(host: Path) -> None:
+    lines = (host / "etc/systemd/system/netctl-driver.service").read_text().splitlines()
+    for line in ("Before=docker.service", "Type=notify", "Restart=always", "CapabilityBoundingSet="):
+        assert line in lines
+    # Its sockets lie in folders that others use as well.
+    assert "RuntimeDirectoryPreserve=yes" in lines
+
+
+def test_systemd_understands_every_unit(host: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    # Where there is no systemd, nothing reads the units.
+    for role in ("broker", "node", "driver") if analyze is not None else ():
+        unit = f"/etc/systemd/system/netctl-{role}.service"
+        checked = subprocess.run(
+            [str(analyze), "verify", "--man=no", "--recursive-errors=no", f"--root={host}", unit],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
 def test_the_agents_restart_spares_containers(host: Path) -> None:
     lines = (host / "etc/systemd/system/netctl-node.service").read_text().splitlines()
     assert "KillMode=mixed" in lines
@@ -101,6 +122,7 @@ def test_an_installation_that_did_not_finish_is_taken_out(tmp_path: Path) -> Non
 
 def test_wrong_usage(tmp_path: Path) -> None:
     assert "broker or node" in script("install", "--root", str(tmp_path), status=2)
+    assert "goes with the role node" in script("install", "broker", "--docker", status=2)
     assert "'rocket'" in script("install", "rocket", status=2)
     assert "nothing is installed" in script("uninstall", "--root", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
