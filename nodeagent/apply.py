@@ -222,7 +222,6 @@ class Host:
     def _(self, operation: WatchSandbox) -> None:
         if self.sandboxes is None:
             raise KernelError(_NO_DOCKER, _NO_DOCKER_REMEDY)
-        self._forget_rules(operation.endpoint)
         self.sandboxes.watch(operation.endpoint, operation.sandbox)
 
     @_do.register
@@ -250,7 +249,8 @@ class Host:
         """See `nodeagent.sandboxes.Sandboxes.dispatch`."""
 
         def tell(endpoint: str, present: bool) -> None:  # noqa: FBT001 - as `Sandboxes` calls it
-            self._forget_rules(endpoint)
+            if not present:
+                self._forget_rules(endpoint)
             changed(endpoint, present)
 
         if self.sandboxes is not None:

@@ -340,10 +340,7 @@ def _containers(
     for identifier, goal in wanted.containers.items():
         seen = observed.containers.get(identifier)
         if seen is None or _must_be_made_anew(placed[identifier], goal, seen, observed):
-            container = placed[identifier]
-            if seen is not None:
-                yield RemoveContainer(identifier)
-            yield CreateContainer(identifier, container.name, container.address, container.workload)
+            yield from _made(placed[identifier], seen, wanted.host_policy)
         elif seen.state in WITH_NAMESPACE:
             yield from _network(identifier, wanted, observed)
             yield from _command(identifier, goal, seen)
@@ -351,6 +348,16 @@ def _containers(
         if identifier not in wanted.containers:
             # An endpoint, or only single openings of this one are in scope.
             yield from _rules(identifier, policy, observed.container_policies.get(identifier))
+
+
+def _made(container: PlacedContainer, seen: EngineContainer | None, host: HostPolicy | None) -> Iterable[Op]:
+    if seen is not None:
+        yield RemoveContainer(container.id)
+        if seen.removes_later:
+            return
+    # Docker's containers are on a network of Docker's, which needs to know the block.
+    block = host.block if host is not None and container.workload.engine == DOCKER else ""
+    yield CreateContainer(container.id, container.name, container.address, container.workload, block)
 
 
 def _must_be_made_anew(

@@ -24,6 +24,7 @@ from firewall_rules.policy import (
 from netctl.model import NodeState, Permit, bridge_address
 from nodeagent.desired_index import DesiredIndex, PairKey, pair_key
 from nodeagent.endpoints import Endpoint
+from nodeagent.kernel_state import DOCKER
 
 VXLAN_PORT: Final = 4789
 """UDP port of VXLAN (RFC 7348), the same on every node."""
@@ -136,8 +137,13 @@ def container_policy(
 
 
 def is_recorded(desired: DesiredIndex, endpoint: Endpoint) -> bool:
-    """Tell whether the broker has recorded an endpoint's address for the endpoint's container."""
-    return bool(endpoint.container) and desired.by_address.get(endpoint.address) == endpoint.container
+    """Tell whether the broker has recorded an endpoint's address for the container, which Docker runs."""
+    container = desired.containers.get(endpoint.container)
+    return (
+        container is not None
+        and container.workload.engine == DOCKER
+        and desired.by_address.get(endpoint.address) == endpoint.container
+    )
 
 
 def endpoint_policy(

@@ -115,8 +115,11 @@ class MountedSandboxes:
         known = self._watched.get(endpoint)
         if known is not None and known.name == name:
             return
+        was_there = known is not None and known.descriptor >= 0
         self.forget(endpoint)
         self._watched[endpoint] = _Watched(name)
+        if was_there:
+            self._tell(endpoint, present=False)
         self._look_at(endpoint)
 
     def forget(self, endpoint: str) -> None:

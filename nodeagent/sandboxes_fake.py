@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import attrs
 
@@ -38,11 +38,9 @@ class FakeSandboxes:
 
     Attributes:
         folder: What is there.
-        ended: Called with the key of each endpoint whose namespace was found to be gone or another one.
     """
 
     folder: FakeFolder = attrs.field(factory=FakeFolder)
-    ended: Callable[[str], None] = attrs.field(default=lambda _endpoint: None)
     _watched: dict[str, tuple[str, int]] = attrs.field(factory=dict)
     _told: dict[tuple[str, bool], None] = attrs.field(factory=dict)
     _wake: int = -1
@@ -51,16 +49,18 @@ class FakeSandboxes:
         """See `Sandboxes`."""
         if NAME.fullmatch(name) is None:
             raise InvalidError(f"{name!a} is no name of a namespace of Docker's")
-        if self._watched.get(endpoint, ("", 0))[0] == name:
+        known, namespace = self._watched.get(endpoint, ("", 0))
+        if known == name:
             return
         self.forget(endpoint)
         self._watched[endpoint] = (name, 0)
+        if namespace:
+            self._tell(endpoint, present=False)
         self.look()
 
     def forget(self, endpoint: str) -> None:
         """See `Sandboxes`."""
-        if self._watched.pop(endpoint, None) is not None:
-            self.ended(endpoint)
+        self._watched.pop(endpoint, None)
         for present in (False, True):
             self._told.pop((endpoint, present), None)
 
@@ -96,7 +96,6 @@ class FakeSandboxes:
             if found != namespace:
                 self._watched[endpoint] = (name, found)
                 if namespace:
-                    self.ended(endpoint)
                     self._tell(endpoint, present=False)
                 if found:
                     self._tell(endpoint, present=True)
