@@ -17,8 +17,10 @@ from nodeagent import commands
 from nodeagent import main as program
 from nodeagent.desired import Desired
 from nodeagent.directory import DirectoryLock, NodeDirectory, holder, stop_holder
+from nodeagent.driver.service import Driver
 from nodeagent.facts import EncapsulationChoice
 from nodeagent.found import Found
+from nodeagent.helper_process import helper_arguments
 from tests.support.agents import container, peer, state
 
 
@@ -215,3 +217,29 @@ def test_leaving_with_containers_and_no_broker_needs_force(
     assert status == 1
     assert "containers are recorded here (c2)" in err
     assert directory.identity.exists()
+
+
+def test_docker_is_offered_only_where_it_is_asked_for(
+    directory: NodeDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    parser = program.make_parser()
+    without = helper_arguments(parser.parse_args(["run"]), directory)
+    assert not any(argument.startswith("--docker") for argument in without)
+    given = ["run", "--docker", "--docker-exec-root", "/x/exec"]
+    arguments = helper_arguments(parser.parse_args(given), directory)
+    assert arguments[: len(without)] == without
+    assert arguments[len(without) :] == [
+        *("--docker-socket", "/var/run/docker.sock", "--docker-exec-root", "/x/exec")
+    ]
+
+
+def test_what_a_driver_keeps_goes_with_the_node(directory: NodeDirectory) -> None:
+    run = directory.run / "docker-endpoints.json"
+    driver = Driver(directory.docker_networks, run, directory.run / "driver.sock", directory.run / "exec")
+    assert directory.docker_networks.exists()
+    assert run.exists()
+    driver.close()
+    directory.delete()
+    assert not directory.path.exists()
+    assert not directory.run.exists()
