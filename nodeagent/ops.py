@@ -250,13 +250,14 @@ ORDER: Mapping[type, int] = {
             # What closes goes first: a rule taken back must not wait for anything.
             StopContainer,
             RemoveContainer,
-            ForgetSandbox,
             DeletePort,
             DeleteRoute,
             DeleteTunnel,
             # The host's rules stand before any link that they guard.
             SetHostRules,
             UpdateHostRules,
+            # A namespace is let go of once nothing of ours leads into it.
+            ForgetSandbox,
             SetBridge,
             SetTunnel,
             # A device's own sysctls exist once it does; nothing is routed along it before they are set.

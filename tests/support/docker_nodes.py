@@ -12,7 +12,7 @@ from firewall_rules.backends.base import Variant
 from firewall_rules.backends.fake import FakePassages
 from firewall_rules.policy import Publication
 from netctl.model import ContainerStatus, DockerContainer, PlacedContainer, Workload
-from netctl.wire.messages import Attach, Detach, Done, Failure, NodeError, ReserveAddress
+from netctl.wire.messages import Attach, Detach, Done, Failure, Message, NodeError, ReserveAddress
 from nodeagent.agent import Agent
 from nodeagent.apply import Host
 from nodeagent.desired import Desired
@@ -192,6 +192,23 @@ class FakeDriver:
         self.endpoints = self.endpoints.without(key)
 
 
+@attrs.define
+class NumberedLink(FakeLink):
+    """A session that a test plays, which remembers the numbers of requests.
+
+    Attributes:
+        numbers: Of every message that has one, in order.
+    """
+
+    numbers: list[int] = attrs.field(factory=list)
+
+    def send(self, message: Message, number: int = 0) -> bool:
+        """See `nodeagent.session.BrokerSession`."""
+        if number:
+            self.numbers.append(number)
+        return FakeLink.send(self, message, number)
+
+
 class DockerLife(Life):
     """One agent's life on a fake node with Docker."""
 
@@ -200,7 +217,7 @@ class DockerLife(Life):
     ) -> None:
         self.node = node
         self.driver = driver
-        self.link = FakeLink()
+        self.link: NumberedLink = NumberedLink()
         self.clock = 1000.0
         self.desired = Desired(node.directory)
         self.desired.load()

@@ -251,7 +251,7 @@ def test_a_port_is_opened_last(tmp_path: Path) -> None:
     settle(BASE, FOUND, helper)
 
     # Docker takes it away.
-    assert planned(helper.observe(), found=Endpoints()) == [ForgetSandbox, DeletePort, UpdateHostRules]
+    assert planned(helper.observe(), found=Endpoints()) == [DeletePort, UpdateHostRules, ForgetSandbox]
     observed = settle(BASE, Endpoints(), helper)
     assert (observed.ports, observed.sandboxes, observed.container_policies) == ({}, {}, {})
     helper.close()
@@ -346,7 +346,7 @@ def test_of_two_endpoints_with_one_address_only_the_newer_is_opened(tmp_path: Pa
     desired = DesiredIndex.of(BASE)
     scope = scope_between(endpoints(old, new), endpoints(new))
     operations = plan(desired, FACTS, observed, NOW, scope=scope, endpoints=endpoints(new))
-    assert [type(operation) for operation in operations] == [ForgetSandbox, DeletePort]
+    assert [type(operation) for operation in operations] == [DeletePort, ForgetSandbox]
     helper.close()
 
 
