@@ -73,8 +73,11 @@ def container_state(container: Container, live: Live) -> ContainerRunState:
     """Return how a container is, as far as that is known.
 
     A node that cannot be reached may have lost what ran on it; what had ended there stays ended, since
-    only a new generation would run it again, and the node was not told of one.
+    only a new generation would run it again, and the node was not told of one. What the node could not make
+    or start has failed, until the node says otherwise.
     """
+    if container.docker is not None:
+        return _dockers_state(container, live)
     status = live.containers.get(container.id)
     ended = status is not None and status.state in _ENDED
     # Of one that is to be stopped any generation's end counts: the newest may never have been started.
@@ -94,7 +97,7 @@ def _dockers_state(container: Container, live: Live) -> ContainerRunState:
         return status.state if status is not None and status.state in _ENDED else "unknown"
     if status is not None:
         return status.state
-    return "running" if container.docker is not None and container.docker.address else "exited"
+    return "running" if container.docker and container.docker.address else "exited"
 
 
 def _refusal(container: Container, live: Live) -> NodeError | None:

@@ -167,11 +167,11 @@ class FakeNode(Talker):
 class House:
     """The hub, its store, and everyone who talks to it. Time stands still unless `later` is called."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, block_size: int = 16) -> None:
         self.keys = KeyPair.generate()
         self.store = FakeStore()
         self.now = 1000.0
-        self.journal = Journal(self.store, empty("10.0.0.0/8", 16), [])
+        self.journal = Journal(self.store, empty("10.0.0.0/8", block_size), [])
         self.hub = Hub(
             About(self.keys, ("tcp://192.0.2.1:2020",), "1"),
             self.journal,

@@ -96,7 +96,7 @@ def test_a_new_address_takes_the_connections_along_and_the_old_one_waits_for_all
     assert set(decision.deltas["n3"].permits) == {Permit("10.1.0.9", log, Port("tcp", 80))}
     assert {p.destination for p in decision.deltas["n2"].permits} == {db, "10.1.0.9"} - {"10.1.0.2"}
     assert decision.deltas["n1"].reserve_removed == ("10.1.0.9",)
-    assert world.permits("n2") == {"web>db 80/tcp", "db>web all"} or len(world.permits("n2")) == 2
+    assert len(world.permits("n2")) == 2
     world.acknowledge("n1", "n2")
     assert world.held() == {"10.1.0.2": {"n3"}}
     world.acknowledge("n3")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import alembic.command
 import attrs
+import msgspec
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -21,13 +23,14 @@ from netctl.broker.snapshot import (
     Delete,
     Held,
     Invite,
+    Lease,
     Node,
     Put,
     Record,
 )
 from netctl.broker.store import Meta, Store
 from netctl.errors import InvalidError, UnavailableError
-from netctl.model import ANY_PORT, Port, Workload
+from netctl.model import ANY_PORT, DockerContainer, Port, Wish, Workload
 from tests.support.hub import facts
 
 META = Meta(3, 7, "10.0.0.0/8", 16, ("192.0.2.1/32",))
@@ -47,7 +50,43 @@ CONNECTIONS = (
 )
 INVITES = (Invite("b" * 64, "node", None, 2000.0), Invite("c" * 64, "user", "bob", 2000.0))
 HELD = Held("10.1.0.9", "n1", 6, frozenset({"n1", "n2"}))
-RECORDS: tuple[Record, ...] = (ACCOUNT, *NODES, *CONTAINERS, *CONNECTIONS, *INVITES, HELD)
+BOUND = Node("n3", 3, "10.3.0.0/16", f"{3:064d}", facts(3), labels=(("zone", "b"),), account="admin")
+DOCKERS = Container(
+    f"{3:032x}", "admin", "web", "n3", "10.3.0.2", Workload("docker", (), image="web:1"), "running", 1,
+    1000.0, 3,
+    DockerContainer(f"{3:032x}", "web", "web:1", "10.3.0.2", (Wish("db", Port("tcp", 1)),), "shop", "web"),
+)  # fmt: skip
+WISHED = Connection(DOCKERS.id, CONTAINERS[1].id, Port("tcp", 1), 7, 1004.0, "admin", wished=True)
+LEASES = (Lease("10.3.0.3", "n3"), Lease("10.3.0.4", "n3"))
+RECORDS: tuple[Record, ...] = (
+    ACCOUNT, *NODES, BOUND, *CONTAINERS, DOCKERS, *CONNECTIONS, WISHED, *INVITES, HELD, *LEASES,
+)  # fmt: skip
+OLD_TABLES = {
+    "accounts": (("admin", "a" * 64, 1000.5),),
+    "nodes": tuple(
+        (n.name, n.index, n.block, n.key, msgspec.msgpack.encode(n.facts), n.draining, n.removing, n.revision)
+        for n in NODES
+    ),
+    "containers": tuple(
+        (
+            c.id, c.account, c.name, c.node, c.address,
+            msgspec.msgpack.encode(
+                {"engine": "process", "argv": c.workload.argv, "env": c.workload.env, "user": c.workload.user,
+                 "cap_add": c.workload.cap_add, "workdir": c.workload.workdir}
+            ),
+            c.wanted, c.generation, c.created_at, c.revision,
+        )
+        for c in CONTAINERS
+    ),
+    "connections": tuple(
+        (
+            c.source, c.destination, c.port.protocol, c.port.number, c.revision, c.created_at, c.created_by,
+            c.expires_at,
+        )
+        for c in CONNECTIONS
+    ),
+}  # fmt: skip
+"""Rows as the first schema had them."""
 
 
 @pytest.fixture
@@ -156,6 +195,45 @@ def test_it_is_durable_and_holds_references(store: Store) -> None:
 def test_the_migrations_lead_to_the_tables_of_today(store: Store) -> None:
     with store.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+
+
+def test_a_database_of_the_first_schema_keeps_what_is_in_it(tmp_path: Path) -> None:
+    old = Store(tmp_path)
+    alembic.command.upgrade(old._migrations(), "0001")
+    with old.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO meta VALUES (1, 3, 7, '10.0.0.0/8', 16, ?)", (msgspec.msgpack.encode(META.closed),)
+        )
+        for table, rows in OLD_TABLES.items():
+            marks = ", ".join("?" * len(rows[0]))
+            for row in rows:
+                connection.exec_driver_sql(f"INSERT INTO {table} VALUES ({marks})", row)  # noqa: S608 - ours
+    old.close()
+    again = Store(tmp_path)
+    again.upgrade()
+    again.upgrade()
+    meta, records, _ = again.load()
+    assert meta == META
+    expected = (ACCOUNT, *NODES, *CONTAINERS, *CONNECTIONS)
+    assert sorted(map(repr, records)) == sorted(map(repr, expected))
+    with again.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+    write(again, *map(Put, (BOUND, DOCKERS, WISHED, *LEASES)))
+    assert {BOUND, DOCKERS, WISHED, *LEASES} <= set(again.load()[1])
+    again.close()
+
+
+def test_names_and_addresses_change_hands_within_one_group(store: Store) -> None:
+    write(store, *map(Put, (ACCOUNT, *NODES, *CONTAINERS, *CONNECTIONS)))
+    one, other = CONTAINERS
+    swapped = (
+        attrs.evolve(one, name=other.name, address=other.address),
+        attrs.evolve(other, name=one.name, address=one.address),
+    )
+    store.commit([*map(Put, swapped)], before=(3, 8), after=(3, 9), answers=[])
+    records = store.load()[1]
+    assert set(swapped) <= set(records)
+    assert set(CONNECTIONS) <= set(records)
 
 
 def test_a_database_of_a_newer_program_is_refused(store: Store, tmp_path: Path) -> None:

@@ -111,6 +111,21 @@ def test_a_container_that_does_not_start_fails_at_once(
     assert "netctl rm --force web" in unexplained.remedy
 
 
+def test_what_is_under_way_holds_up_whoever_waits_for_it_and_nobody_else(
+    nodes: dict[str, LiveNode], waiting: Waiting[str]
+) -> None:
+    waiting.add("web", Promise(7, ("n1",), subjects=frozenset({"web"}), starts="web"), 10.0)
+    waiting.add("db", Promise(7, ("n1",), subjects=frozenset({"db"})), 10.0)
+    pulling = NodeError("web", "it is being pulled", under_way=True)
+    nodes["n1"] = LiveNode(connected=True, applied=7, errors=(pulling,))
+    assert [ticket for ticket, _ in waiting.reported("n1")] == ["db"]
+    assert waiting.starting("n1", "web") == ["web"]
+    assert waiting.starting("n1", "db") == waiting.starting("n2", "web") == []
+    ((_, late),) = waiting.overdue(10.0)
+    assert (late.code, "it is being pulled" in late.message) == ("pending", True)
+    assert waiting.starting("n1", "web") == []
+
+
 def test_a_node_that_is_gone_is_not_waited_for(nodes: dict[str, LiveNode], waiting: Waiting[str]) -> None:
     waiting.add("a", PROMISE, 10.0)
     waiting.add("b", Promise(7, ("n2",)), 10.0)
