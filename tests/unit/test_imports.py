@@ -20,6 +20,7 @@ ONLY_IN = {
     "docker": {"nodeagent/engine/docker.py"},
     "sqlalchemy": {"netctl/broker/store.py", "netctl/broker/migrations/"},
     "alembic": {"netctl/broker/store.py", "netctl/broker/migrations/"},
+    "h11": {"nodeagent/driver/http.py"},
     "typer": {"netctl/cli/", "nodeagent/main.py"},
     "rich": {"netctl/cli/", "netctl/lab/"},
 }
