@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from nodeagent.ops import (
     DeleteTunnel,
     SetBridge,
     SetEnd,
+    SetEndpoint,
     SetPort,
     SetRoute,
     SetSysctl,
@@ -49,6 +51,12 @@ class Node(Protocol):
 
     def end_namespace(self, container: str) -> None: ...
 
+    def far_end(self, key: str) -> str:
+        """Return the Ethernet address of an endpoint's far end while Docker has not moved it; empty: none."""
+
+    def docker_moves(self, key: str) -> None:
+        """Move an endpoint's far end into a container, as Docker does."""
+
 
 class FakeNode:
     def __init__(self) -> None:
@@ -63,6 +71,13 @@ class FakeNode:
 
     def end_namespace(self, container: str) -> None:
         del self.containers[container]
+
+    def far_end(self, key: str) -> str:
+        mac, name = self.kernel.far_ends.get(names.port_device(key), ("", ""))
+        return mac if name == names.endpoint_link(key) else ""
+
+    def docker_moves(self, key: str) -> None:
+        self.kernel.docker_moves(key)
 
 
 class LinuxNode:
@@ -87,6 +102,15 @@ class LinuxNode:
     def end_namespace(self, container: str) -> None:
         del self.containers[container]
         self._namespaces.pop(container).close()
+
+    def far_end(self, key: str) -> str:
+        found = self.namespace.run("ip", "-j", "link", "show", names.endpoint_link(key), check=False)
+        return str(json.loads(found)[0]["address"]) if found else ""
+
+    def docker_moves(self, key: str) -> None:
+        self.inside = self._make()
+        self.namespace.ip("link", "set", names.endpoint_link(key), "netns", self.inside.path, "name", "eth0")
+        self.inside.ip("link", "set", "eth0", "up")
 
 
 @pytest.fixture(params=["fake", pytest.param("linux", marks=pytest.mark.root)])
@@ -255,6 +279,47 @@ def test_ports_leave_the_bridge_when_it_goes(node: Node) -> None:
     assert seen(node).ports == {port.device: attrs.evolve(port, on_bridge=False, guarded=False)}
     done(node, SetBridge(BRIDGE), SetPort(container, port, end))
     assert seen(node).ports == {port.device: port}
+
+
+KEY = "0123456789ab" + "c" * 20
+ENDPOINT_PORT = ContainerPort(names.port_device(KEY), 1450)
+SET_ENDPOINT = SetEndpoint(KEY, ENDPOINT_PORT, mac_of("10.1.0.7"))
+
+
+def test_an_endpoint_is_a_guarded_port_and_a_link_for_docker_to_move(node: Node) -> None:
+    assert "bridge" in refused(node, SET_ENDPOINT)
+    done(node, SetBridge(BRIDGE), SET_ENDPOINT)
+    assert seen(node).ports == {ENDPOINT_PORT.device: ENDPOINT_PORT}
+    assert seen(node).ends == {}
+    assert node.far_end(KEY) == mac_of("10.1.0.7")
+    done(node, SET_ENDPOINT)
+    assert node.far_end(KEY) == mac_of("10.1.0.7")
+    node.docker_moves(KEY)
+    assert node.far_end(KEY) == ""
+    assert seen(node).ports == {ENDPOINT_PORT.device: ENDPOINT_PORT}
+    # Mended where it is, its far end stays where Docker has put it.
+    done(node, SET_ENDPOINT)
+    assert seen(node).ports == {ENDPOINT_PORT.device: ENDPOINT_PORT}
+    assert node.far_end(KEY) == ""
+    done(node, DeletePort(ENDPOINT_PORT.device))
+    assert seen(node).ports == {}
+    done(node, DeletePort(ENDPOINT_PORT.device))
+
+
+def test_an_endpoint_goes_with_its_far_end_before_docker_has_moved_it(node: Node) -> None:
+    done(node, SetBridge(BRIDGE), SET_ENDPOINT)
+    container = attach(node)
+    done(node, DeletePort(ENDPOINT_PORT.device), DeletePort(names.port_device(container)))
+    assert seen(node).ports == {}
+    assert node.far_end(KEY) == ""
+
+
+def test_an_endpoint_off_the_bridge_is_put_back(node: Node) -> None:
+    done(node, SetBridge(BRIDGE), SET_ENDPOINT, DeleteBridge())
+    away = attrs.evolve(ENDPOINT_PORT, on_bridge=False, guarded=False)
+    assert seen(node).ports == {ENDPOINT_PORT.device: away}
+    done(node, SetBridge(BRIDGE), SET_ENDPOINT)
+    assert seen(node).ports == {ENDPOINT_PORT.device: ENDPOINT_PORT}
 
 
 def test_settings_of_a_device_need_the_device(node: Node) -> None:

@@ -28,6 +28,7 @@ MESSAGES = {
     "bridge": netlink.set_bridge(Bridge("10.1.0.1/16", 1450, mac_of("10.1.0.1"))),
     "bridge up": netlink.set_link("netctl0", mtu=1450, mac=mac_of("10.1.0.1")),
     "port": ports.create_port(PORT, END, bridge=5, namespace=9),
+    "endpoint": ports.create_endpoint(PORT, "0123456789ab" + "c" * 20, END.mac, bridge=5),
     "port down": ports.port_down(PORT, 5),
     "port guarded": ports.guard_port(PORT),
     "port's address": ports.fix_port_address(6, END.mac),
@@ -121,4 +122,20 @@ def test_far_end_of_a_port_is_made_down_in_its_namespace() -> None:
     assert inner[3] == b"eth0\0"
     assert inner[1] == bytes.fromhex("6e630a010002")
     assert inner[28] == struct.pack("=I", 9)
+    assert link[1] != inner[1]
+
+
+def test_far_end_of_an_endpoint_is_made_down_beside_its_port_in_its_group() -> None:
+    link, kind, data = _info(MESSAGES["endpoint"])
+    assert kind == "veth"
+    assert link[3] == b"ncp0123456789ab\0"
+    peer = data[1]
+    assert peer[:16] == bytes(16)
+    inner = decode.attributes(peer, 16)
+    assert inner[3] == b"nce0123456789ab\0"
+    assert inner[1] == bytes.fromhex("6e630a010002")
+    assert inner[4] == struct.pack("=I", 1450)
+    # linux/if_link.h: 27 group, 28 net_ns_fd.
+    assert inner[27] == struct.pack("=I", 0x6E64)
+    assert 28 not in inner
     assert link[1] != inner[1]

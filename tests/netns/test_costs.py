@@ -23,6 +23,7 @@ from nodeagent.ops import (
     SetBridge,
     SetContainerRules,
     SetEnd,
+    SetEndpoint,
     SetHostRules,
     SetPort,
     UpdateContainerRules,
@@ -125,6 +126,13 @@ def test_attaching_is_seven_messages_and_two_transactions_and_no_process(
     node.attach()
     # Pair, the port's address, its settings and up; loopback, address, up and route inside.
     assert counted == {"transactions": 2, "messages": 7, "questions": 2, "dumps": 1}
+
+
+def test_an_endpoint_of_dockers_is_three_messages_and_no_question(node: Node, counted: Counter[str]) -> None:
+    counted.clear()
+    node.apply(SetEndpoint(CONTAINER, ContainerPort(DEVICE, MTU), MAC))
+    # Pair, the port's address, its settings and up; the rest is Docker's to do.
+    assert counted == {"messages": 3}
 
 
 def test_connecting_is_one_transaction_for_each_layer(node: Node, counted: Counter[str]) -> None:

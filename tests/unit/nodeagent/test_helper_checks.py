@@ -172,6 +172,16 @@ BAD_TEXT: dict[str, tuple[str, ...]] = {
     "host_address": ("192.0.2.1/24", "*"),
     "protocol": ("sctp", "tcp\n"),
 }
+BAD_ITEMS: dict[str, tuple[object, ...]] = {
+    "argv": ("a\0b",),
+    "cap_add": ("a\0b",),
+    "env": (("A", "b\0"),),
+    "labels": (("A", "b\0"),),
+    "volumes": ("/a", "/a:b", "/a:/b:z", "../a:/b", "/a\0:/b", ":/b"),
+    "closed": ("192.0.2.0", "drop;"),
+    "internal": ("10.1.0.0/24",),
+    "internal_removed": ("10.1.0.0/24",),
+}
 BAD_NUMBERS = (-1, 2**70)
 
 
@@ -187,16 +197,8 @@ def _worse(value: Any, field: str = "") -> list[Any]:  # noqa: PLR0911 - one for
             )
         ]
     if isinstance(value, tuple | frozenset):
-        if field in ("argv", "cap_add"):
-            return [("a\0b",)]
-        if field in ("env", "labels"):
-            return [(("A", "b\0"),)]
-        if field == "volumes":
-            return [("/a",), ("/a:b",), ("/a:/b:z",), ("../a:/b",), ("/a\0:/b",), (":/b",)]
-        if field in ("internal", "internal_removed"):
-            return [type(value)(("10.1.0.0/24",))]
-        if field == "closed":
-            return [frozenset({"192.0.2.0"}), frozenset({"drop;"})]
+        if field in BAD_ITEMS:
+            return [type(value)((item,)) for item in BAD_ITEMS[field]]
         return [type(value)((bad,)) for good in value for bad in _worse(good)]
     if field in ("address", "interface"):
         # An interface so wide would take the default route, or loopback, from the host.
