@@ -5,7 +5,7 @@
 ROUTER  --recv-->  Sessions   handshakes; frame -> message, or the sender's session ends
                       |       (sessions.py, netctl.wire.session)
                    role: enrol -> users.enrol   user -> users.handle   node -> nodes.handle
-                      |               (desk.py: request -> command)
+                      |               (desk.py: request -> command; docker_reports.py: Docker's containers)
                    Journal    command -> decide -> head         (state.py, pure)
                       |
                    flush      one commit for all that came in together (store.py), and only then:
