@@ -79,5 +79,6 @@ def check(end: StreamEnd) -> None:
     """
     if end.exit_code != 0:
         raise NetctlError(
-            end.message or "the copy ended without a word", "see the container with `netctl inspect`"
+            end.message or "the copy ended without a word",
+            "check the path, and the container with `netctl inspect`",
         )

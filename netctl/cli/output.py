@@ -13,6 +13,7 @@ import msgspec
 import typer
 
 from netctl.errors import NetctlError
+from netctl.model import DockerContainer
 from netctl.wire.messages import ConnectionView, ContainerDetail, ContainerView, Done, NodeDetail, NodeView
 
 Row = Mapping[str, Any]
@@ -87,7 +88,7 @@ def container_detail_row(detail: ContainerDetail) -> Row:
         "limits": {"memory": workload.memory, "cpus": workload.cpus, "pids": workload.pids},
         "loosened": workload.loosened,
         "unsafe": workload.unsafe,
-        "docker": detail.docker,
+        "docker": _docker_row(detail.docker),
         "wishes": detail.wishes,
         "wanted": detail.wanted,
         "generation": detail.generation,
@@ -95,6 +96,13 @@ def container_detail_row(detail: ContainerDetail) -> Row:
         "message": detail.message,
         "connections": [connection_row(each) for each in detail.connections],
     }
+
+
+def _docker_row(docker: DockerContainer | None) -> Row | None:
+    """Return what Docker calls a container that its own user made; its image and wishes stand elsewhere."""
+    if docker is None:
+        return None
+    return {"id": docker.id, "name": docker.name, "project": docker.project, "service": docker.service}
 
 
 def show_done(done: Done, *, as_json: bool) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Iterator
-from typing import IO, Protocol
+from typing import IO, Final, Protocol
 
 from netctl.cli.unpack import Tally
+
+PIECE: Final = 65536
+"""Bytes of an archive that are moved at once: what one message of a stream carries."""
 
 
 class Writable(Protocol):
@@ -32,7 +35,7 @@ def pack(source: str, name: str, target: Writable) -> Tally:
         OSError: Something cannot be read, or changed meanwhile.
     """
     tally = Tally()
-    with tarfile.open(fileobj=_as_file(target), mode="w|", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(fileobj=_as_file(target), mode="w|", bufsize=PIECE, format=tarfile.PAX_FORMAT) as tar:
         for path, member_name in _walk(source, name):
             member = tar.gettarinfo(path, member_name)
             # A socket has no place in an archive, and tarfile no record for it.

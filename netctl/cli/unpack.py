@@ -97,7 +97,7 @@ class Archive:
         self._of_everything = of_everything
         with _explained():
             # A stream mode's file needs no more than read.
-            self._tar = tarfile.open(fileobj=_as_file(source), mode="r|", tarinfo=_TarInfo)  # noqa: SIM115 - nothing to close
+            self._tar = tarfile.open(fileobj=_as_file(source), mode="r|", bufsize=_PIECE, tarinfo=_TarInfo)  # noqa: SIM115 - nothing to close
             top = self._tar.next()
         if top is None:
             # What cannot be packed is an archive of nothing, and why comes at the stream's end.

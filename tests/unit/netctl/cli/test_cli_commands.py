@@ -206,7 +206,7 @@ WISHES = (
 def test_what_docker_has_to_say(broker: Broker, netctl: Netctl) -> None:
     view = ContainerView("web", "n1", "10.1.0.2", "docker", "running", None)
     theirs = DockerContainer(
-        "a" * 32, "shop_web_1", "busybox:1", "10.1.0.2", (Wish("db", Port("tcp", 5432)),)
+        "a" * 32, "shop_web_1", "busybox:1", "10.1.0.2", (Wish("db", Port("tcp", 5432)),), "shop", "web"
     )
     broker.answers[InspectContainer] = ContainerDetail(
         view, "a" * 32, "ada", WALLED, "running", 1, 5.0, "", (), theirs, WISHES
@@ -219,7 +219,7 @@ def test_what_docker_has_to_say(broker: Broker, netctl: Netctl) -> None:
     assert (shown["cap_add"], shown["loosened"], shown["unsafe"]) == (
         ["NET_RAW"], ["writable-root"], "to look why",
     )  # fmt: skip
-    assert (shown["docker"]["id"], shown["docker"]["name"]) == ("a" * 32, "shop_web_1")
+    assert shown["docker"] == {"id": "a" * 32, "name": "shop_web_1", "project": "shop", "service": "web"}
     assert shown["wishes"] == [
         {"destination": "db", "port": "5432/tcp", "granted": True, "reason": ""},
         {

@@ -248,7 +248,7 @@ def test_a_copy_that_breaks_off_is_an_error(netctl: Netctl, streams: Streams, he
     streams(CopyStream.of(data[:cut], StreamEnd(1, None, "node n1 went away")))
     outcome = netctl("cp", "web:/d", "d")
     assert (outcome.status, outcome.err) == (
-        1, "error: node n1 went away; see the container with `netctl inspect`\n",
+        1, "error: node n1 went away; check the path, and the container with `netctl inspect`\n",
     )  # fmt: skip
     # Also where nobody says why.
     streams(CopyStream.of(data[:cut]))
