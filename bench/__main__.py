@@ -14,13 +14,14 @@ from pathlib import Path
 
 import attrs
 
-from bench import attach, control, restart, traffic
+from bench import attach, control, docker, restart, traffic
 from bench.lab import Lab, lab
 from bench.statistics import Row, markdown, median, p99, ratio
+from tests.support.docker_engine import BUSYBOX
 from tests.support.lab import Lab as LabUnderTest
 
 HERE = Path(__file__).parent
-NAMES = ("attach", "control", "traffic", "restart")
+NAMES = ("attach", "control", "traffic", "restart", "docker")
 
 
 def machine() -> str:
@@ -58,6 +59,9 @@ def _run(only: set[str], *, quick: bool, scratch: Path) -> list[Row]:
                 overlay = traffic.Path(finder.namespace("c0"), finder.namespace("c1"), three.address("c1"))
                 encapsulation = json.loads(three.netctl("node", "list", "--json"))[0]["encapsulation"]
                 rows += traffic.measure(three, overlay, encapsulation, 3 if quick else 9)
+    if "docker" in only:
+        (scratch / "docker").mkdir()
+        rows += docker.measure(5 if quick else 40, scratch / "docker", BUSYBOX)
     if "restart" in only:
         containers = 50 if quick else 500
         with lab(scratch / "one", "--nodes", "1") as one:

@@ -43,21 +43,21 @@ class Lab:
             raise TypeError(answer)
         return next(row.address for row in answer.containers if row.name == name)
 
-    def netctl(self, *arguments: str) -> str:
+    def netctl(self, *arguments: str, stdin: bytes = b"") -> str:
         """Run `netctl` on this lab and return what it printed."""
-        return netctl(self.directory, *arguments)
+        return netctl(self.directory, *arguments, stdin=stdin)
 
 
-def netctl(directory: Path, *arguments: str) -> str:
+def netctl(directory: Path, *arguments: str, stdin: bytes = b"") -> str:
     """Run `netctl` on a lab and return what it printed."""
     done = subprocess.run(
         [str(PROGRAMS / "netctl"), *arguments],
         env={**os.environ, "NETCTL_LAB": str(directory)},
+        input=stdin,
         stdout=subprocess.PIPE,
-        text=True,
         check=True,
     )
-    return done.stdout
+    return done.stdout.decode()
 
 
 @contextlib.contextmanager
