@@ -10,7 +10,7 @@ from typing import Final
 
 from netctl.errors import KernelError
 from nodeagent.apply import Host
-from nodeagent.engine.base import Docker, Ended, Engine, ExecRequest
+from nodeagent.engine.base import Ended, Engine, ExecRequest
 from nodeagent.helper_messages import Adopt, ExecEnded, OpenCopy, OpenExec, OpenLogs
 
 TERMINAL_WITHIN: Final = 2.0
@@ -41,7 +41,7 @@ class Execs:
         Raises:
             KernelError: The container is not on this node, is not running, or makes no terminal.
         """
-        engine = self._engine_of(request.container)
+        engine = self._host.engine_of(request.container)
         theirs, ours = _socket() if request.tty else _pipes()
         handle, tell = self._name(ended)
         try:
@@ -80,7 +80,7 @@ class Execs:
         Raises:
             KernelError: The container is not on this node, or cannot be copied from or to now.
         """
-        engine = self._engine_of(request.container)
+        engine = self._host.engine_of(request.container)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         ours, theirs = (reader, writer) if request.direction == "out" else (writer, reader)
         handle, tell = self._name(ended)
@@ -100,7 +100,7 @@ class Execs:
         Raises:
             KernelError: The container is not on this node.
         """
-        engine = self._engine_of(request.container)
+        engine = self._host.engine_of(request.container)
         handle, tell = self._name(ended)
         inner, descriptor = engine.logs(request.container, request.tail, follow=request.follow, ended=tell)
         if inner == 0:
@@ -114,11 +114,7 @@ class Execs:
         Raises:
             KernelError: This node has no engine `docker`, or Docker is away.
         """
-        engine = self._docker()
-        if engine is None:
-            raise KernelError(
-                "this node has no container engine 'docker'", "start its agent with the engine docker"
-            )
+        engine = self._host.docker()
         handle, tell = self._name(ended)
         self._running[handle] = (engine, engine.adopt(request.container, request.block, tell))
         return handle
@@ -128,21 +124,6 @@ class Execs:
         engine, inner = self._running.get(handle, (None, 0))
         if engine is not None:
             engine.kill_exec(inner)
-
-    def _docker(self) -> Docker | None:
-        engine = self._host.engines.get("docker")
-        return engine if isinstance(engine, Docker) else None
-
-    def _engine_of(self, container: str) -> Engine:
-        """Return the engine that has a container, be it one of Docker's own users'.
-
-        Raises:
-            KernelError: None has it.
-        """
-        docker = self._docker()
-        if docker is not None and docker.knows(container):
-            return docker
-        return self._host.engine_of(container)
 
     def _name(self, ended: Tell) -> tuple[int, Ended]:
         """Return a new handle, and what the engine calls at the end of what has it."""

@@ -149,16 +149,13 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Docker(Engine, Protocol):
-    """The engine `docker`: beside the broker's containers it knows those of Docker's own users."""
+    """The engine `docker`: beside the broker's containers it knows those of Docker's own users.
+
+    `exec`, `copy` and `logs` take those on our networks too, by the first 32 digits of Docker's id.
+    """
 
     def listen(self, hear: Callable[[DockerNews], None]) -> None:
         """Have `hear` called from `dispatch` with what Docker's containers are; before that it is kept."""
-
-    def knows(self, container: str) -> bool:
-        """Tell whether it is one of Docker's own users' on our networks, by its id with us.
-
-        `exec`, `copy` and `logs` take such an id too.
-        """
 
     def list_docker(self) -> None:
         """Look through everything of Docker's on our networks; `DockerListed` follows if Docker is there."""

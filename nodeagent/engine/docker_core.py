@@ -223,10 +223,6 @@ class DockerCore:
         self._hear = hear
         self._outbox.post(_nothing)
 
-    def knows(self, container: str) -> bool:
-        """See `Docker`."""
-        return container in self._foreign
-
     def list_docker(self) -> None:
         """See `Docker`."""
         self._watch.look()

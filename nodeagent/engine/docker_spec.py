@@ -30,10 +30,10 @@ NOBODY: Final = "65534:65534"
 LOG: Final[dict[str, Any]] = {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}
 """What is kept of a container's output; `docker logs` reads it too."""
 _TMPFS: Final = "rw,noexec,nosuid,nodev,size=67108864,mode=1777"
-TMPFS: Final[dict[str, str]] = {"/tmp": _TMPFS, "/run": _TMPFS}  # noqa: S108 - a mount in the container
 NETWORK_LABEL: Final = "netctl.block"
 
 _RESTART: Final = re.compile(r"(no|always|unless-stopped|on-failure)(?::([0-9]{1,4}))?\Z")
+_IDS: Final = re.compile(r"([0-9]{1,9})(?::([0-9]{1,9}))?\Z")
 _NAMESPACES: Final[dict[Loosening, str]] = {
     "host-pid": "PidMode",
     "host-ipc": "IpcMode",
@@ -73,6 +73,7 @@ def container_body(creation: Creation, image: Mapping[str, Any]) -> dict[str, An
     """
     workload = creation.workload
     check_volumes(workload, creation.guarded)
+    user = user_of(workload, image)
     labels = {**dict(workload.labels), ID_LABEL: creation.container, RESTART_LABEL: workload.restart}
     if workload.unsafe:
         labels[UNSAFE_LABEL] = workload.unsafe
@@ -81,8 +82,8 @@ def container_body(creation: Creation, image: Mapping[str, Any]) -> dict[str, An
         "Hostname": creation.name,
         "Env": [f"{name}={value}" for name, value in workload.env],
         "Labels": labels,
-        "User": user_of(workload, image),
-        "HostConfig": host_body(workload, creation.network),
+        "User": user,
+        "HostConfig": host_body(workload, creation.network, user or own_user(image)),
         "NetworkingConfig": {
             "EndpointsConfig": {creation.network: {"IPAMConfig": {"IPv4Address": creation.address}}}
         },
@@ -95,8 +96,14 @@ def container_body(creation: Creation, image: Mapping[str, Any]) -> dict[str, An
     return body
 
 
-def host_body(workload: Workload, network: str) -> dict[str, Any]:
-    """Return ``HostConfig``: what the container may do and use on its node."""
+def host_body(workload: Workload, network: str, user: str = "") -> dict[str, Any]:
+    """Return ``HostConfig``: what the container may do and use on its node.
+
+    Args:
+        workload: What runs in it.
+        network: Of Docker's, which it is put on.
+        user: As whom it runs; empty: that is not known.
+    """
     loosened = frozenset(workload.loosened)
     memory = workload.memory or MEMORY_BYTES
     security = []
@@ -111,7 +118,7 @@ def host_body(workload: Workload, network: str) -> dict[str, Any]:
         "CapAdd": [capability.upper().removeprefix("CAP_") for capability in workload.cap_add],
         "SecurityOpt": security,
         "ReadonlyRootfs": "writable-root" not in loosened,
-        "Tmpfs": dict(TMPFS),
+        "Tmpfs": tmpfs_of(user),
         "Binds": list(workload.volumes),
         "Memory": memory,
         # Memory and swap together: none of it is swap.
@@ -143,9 +150,24 @@ def user_of(workload: Workload, image: Mapping[str, Any]) -> str:
         if is_root(workload.user):
             raise KernelError("root is not among what was loosened for this container", "use --user root")
         return workload.user
+    return NOBODY if is_root(own_user(image) or "root") else ""
+
+
+def own_user(image: Mapping[str, Any]) -> str:
+    """Return whom an image says its command runs as; empty: it does not, and root is meant."""
     config = image.get("Config")
-    own = str(config.get("User") or "") if isinstance(config, Mapping) else ""
-    return NOBODY if is_root(own or "root") else ""
+    return str(config.get("User") or "") if isinstance(config, Mapping) else ""
+
+
+def tmpfs_of(user: str) -> dict[str, str]:
+    """Return what is mounted in memory, so that `user` can write there if its number is known.
+
+    The runtime gives such a mount the mode of the image's directory (runc, ``mountToRootfs``), which for
+    /run lets its owner alone write; the owner is ours to choose.
+    """
+    form = _IDS.match(user)
+    owner = f",uid={form[1]},gid={form[2] or form[1]}" if form is not None else ""
+    return {"/tmp": _TMPFS, "/run": _TMPFS + owner}  # noqa: S108 - mounts of the container
 
 
 def is_root(user: str) -> bool:

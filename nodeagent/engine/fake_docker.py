@@ -67,10 +67,6 @@ class FakeDocker(FakeEngine):
         self._hear = hear
         self.ring()
 
-    def knows(self, container: str) -> bool:
-        """See `Docker`."""
-        return any(seen.docker_id[:32] == container for seen in self.foreign.values())
-
     def list_docker(self) -> None:
         """See `Docker`."""
         if not self.away:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from netctl.errors import KernelError
-from nodeagent.engine.base import ExecRequest
+from nodeagent.engine.base import Direction, ExecRequest
 from nodeagent.engine.fake import FakeEngine
 from nodeagent.engine.fake_docker import FakeDocker
 from tests.support.docker_engine import VERSIONS, DockerEngine, Version
@@ -63,6 +65,23 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineRig]:
             rig = ProcessRig(tmp_path)
         case [_, version]:
             rig = DockerRig(tmp_path, request.getfixturevalue("dockers")(version))
+    yield rig
+    rig.close()
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("process", marks=pytest.mark.root),
+        *(pytest.param(f"docker {version}", marks=_REAL) for version in VERSIONS),
+    ]
+)
+def real(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineRig]:
+    """An engine whose containers have files and processes."""
+    rig: EngineRig
+    if request.param == "process":
+        rig = ProcessRig(tmp_path)
+    else:
+        rig = DockerRig(tmp_path, request.getfixturevalue("dockers")(request.param.split()[1]))
     yield rig
     rig.close()
 
@@ -249,3 +268,58 @@ def test_handles_are_not_used_twice(rig: EngineRig) -> None:
             rig.engine.kill_exec(handle)
     until(rig.engine, lambda: len(ended) == 3)
     assert len(set(handles)) == 3
+
+
+def copied(
+    rig: EngineRig, container: str, path: str, direction: Direction, data: bytes = b""
+) -> tuple[tuple[int, str], bytes]:
+    """Copy; return how it ended, and the archive that came out."""
+    ended: list[tuple[int, str]] = []
+    reader, writer = os.pipe()
+    ours, theirs = (reader, writer) if direction == "out" else (writer, reader)
+    rig.engine.copy(container, path, direction, theirs, lambda *end: ended.append(end))
+    os.close(theirs)
+    with os.fdopen(ours, "rb" if direction == "out" else "wb") as file:
+        if direction == "out":
+            data = file.read()
+        else:
+            with contextlib.suppress(BrokenPipeError):
+                file.write(data)
+                file.flush()
+    until(rig.engine, lambda: bool(ended))
+    return ended[0], data
+
+
+def archive(name: str, data: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o644
+        tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def test_files_are_copied_in_and_out(real: EngineRig) -> None:
+    container = running(real)
+    data = os.urandom(300_000)
+    assert copied(real, container, "/run", "in", archive("file", data))[0] == (0, "")
+    end, out = copied(real, container, "/run/file", "out")
+    assert end == (0, "")
+    with tarfile.open(fileobj=io.BytesIO(out)) as tar:
+        assert tar.getnames() == ["file"]
+        member = tar.extractfile("file")
+        assert member is not None
+        assert member.read() == data
+
+
+def test_what_cannot_be_copied_is_said(real: EngineRig) -> None:
+    container = running(real)
+    cases: tuple[tuple[str, Direction], ...] = (("/nosuch", "out"), ("/run/nosuch", "in"))
+    for path, direction in cases:
+        (code, message), _ = copied(real, container, path, direction, archive("x", b"y"))
+        assert code != 0
+        assert "nosuch" in message
+    with pytest.raises(KernelError, match="no absolute path"):
+        copied(real, container, "relative", "out")
+    with pytest.raises(KernelError):
+        copied(real, new_id(), "/run", "out")
