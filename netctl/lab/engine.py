@@ -73,13 +73,14 @@ def prepare(files: EngineFiles, run: Path) -> None:
     files.root.mkdir(mode=0o700, exist_ok=True)
     if not files.config.exists():
         files.config.write_text("{}\n", encoding="ascii")
-    # An engine that finds its process id in use by whomever refuses to start; and it waits in vain for a
-    # containerd that ended with it and that nobody has reaped.
+    # An engine that finds its process id in use by whomever refuses to start; and it waits long for a
+    # containerd that is about to end with the last engine, or did and was not reaped.
     files.pidfile.unlink(missing_ok=True)
     containerd = run / "containerd" / "containerd.pid"
     with contextlib.suppress(FileNotFoundError, ValueError):
-        if processes.identify(int(containerd.read_text(encoding="ascii"))) is None:
-            containerd.unlink()
+        process = processes.identify(int(containerd.read_text(encoding="ascii")))
+        processes.stop([] if process is None else [process])
+        containerd.unlink()
 
 
 def answers(files: EngineFiles) -> bool:
