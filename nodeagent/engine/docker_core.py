@@ -15,7 +15,6 @@ import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 import attrs
@@ -26,6 +25,7 @@ from netctl.model import Workload
 from nodeagent.engine import docker_jobs
 from nodeagent.engine.base import Changed, Direction, DockerNews, Ended, ExecRequest
 from nodeagent.engine.docker_api import AnswerError, AwayError, DockerApi
+from nodeagent.engine.docker_boxes import UNKNOWN, Box, Boxes, no_one
 from nodeagent.engine.docker_jobs import ASK_SECONDS, CancelledError, Settings, reason_of
 from nodeagent.engine.docker_records import Records, Start
 from nodeagent.engine.docker_spec import Creation
@@ -40,33 +40,6 @@ DIGITS: Final = 32
 """Of Docker's id of a foreign container: so many are its id with us."""
 MOST_NEWS: Final = 65536
 """Pieces kept until somebody listens."""
-_UNKNOWN: Final = EngineContainer("unknown")
-
-
-@attrs.define
-class _Box:
-    """A container of the broker's, on the main thread.
-
-    Attributes:
-        docker_id: Docker's; empty: not known (yet).
-        creation: What it is made from, if it was made in this life.
-        making: A job is at it that may make it.
-        unmade: It could not be made, so Docker has none of it.
-        going: It is being removed.
-        lost: An answer about it never came: what is heard next is told even if it is nothing new.
-        looking: A look at it waits already.
-        cancelled: What is being done to make it is not wanted any more.
-    """
-
-    seen: EngineContainer
-    docker_id: str = ""
-    creation: Creation | None = None
-    making: bool = False
-    unmade: bool = False
-    going: bool = False
-    lost: bool = False
-    looking: bool = False
-    cancelled: threading.Event = attrs.field(factory=threading.Event)
 
 
 class DockerCore:
@@ -95,12 +68,10 @@ class DockerCore:
         # Counts contacts: a connection that is older than the last one leads to an engine that is gone.
         self._contact = 0
         self._away = ""
-        self._boxes = {container: _Box(_UNKNOWN) for container in self._records.containers()}
-        self._seen: dict[str, EngineContainer] = dict.fromkeys(self._boxes, _UNKNOWN)
+        self._boxes = Boxes(self._records)
         self._foreign: dict[str, DockerSeen] = {}
         self._hear: Callable[[DockerNews], None] | None = None
         self._news: list[DockerNews] = []
-        self._changed: Changed = _no_one
         self._watch = DockerWatch(
             connect, settings.driver, lambda found: self._outbox.post(lambda: self._take(found))
         )
@@ -110,7 +81,7 @@ class DockerCore:
 
     def containers(self) -> Mapping[str, EngineContainer]:
         """See `Engine`. While Docker is away they are those that were there, all of them ``unknown``."""
-        return MappingProxyType(self._seen)
+        return self._boxes.seen()
 
     def namespace(self, container: str) -> int:
         """See `Engine`. Docker makes namespaces at every start, and our driver guards them.
@@ -122,16 +93,15 @@ class DockerCore:
 
     def create(self, container: str, name: str, address: str, workload: Workload, block: str = "") -> None:
         """See `Engine`. A container that is there stays as it is."""
-        if container in self._boxes:
+        if self._boxes.get(container) is not None:
             return
         self._check_here()
         creation = Creation(
             container, name, address, workload, self._settings.network, block, self._settings.guarded
         )
-        box = _Box(EngineContainer("creating"), creation=creation, making=True)
+        box = Box(EngineContainer("creating"), creation=creation, making=True)
         self._lanes.submit(container, lambda: self._do_create(container, box, 0))
-        self._boxes[container] = box
-        self._seen[container] = box.seen
+        self._boxes.add(container, box)
 
     def start(self, container: str, generation: int) -> None:
         """See `Engine`. One that could not be made is tried once more."""
@@ -199,11 +169,11 @@ class DockerCore:
 
     def dispatch(self, changed: Changed) -> None:
         """See `Engine`."""
-        self._changed = changed
+        self._boxes.changed = changed
         try:
             self._outbox.run()
         finally:
-            self._changed = _no_one
+            self._boxes.changed = no_one
         if self._hear is not None:
             news, self._news = self._news, []
             for one in news:
@@ -247,16 +217,23 @@ class DockerCore:
 
     def _take(self, found: DockerNews | Listed | OursChanged) -> None:
         if isinstance(found, Listed):
-            self._listed(found)
-            return
-        if isinstance(found, OursChanged):
-            self._ours_changed(found)
-            return
+            self._boxes.listed(found)
+            for container, box in self._boxes.items():
+                if box.docker_id:
+                    self._look(container, box)
+        elif isinstance(found, OursChanged):
+            changed = self._boxes.ours_changed(found)
+            if changed is not None:
+                self._look(found.container, changed)
+        else:
+            self._note(found)
+
+    def _note(self, found: DockerNews) -> None:
         if isinstance(found, DockerAway):
-            self._gone_away(found.reason)
+            self._away = found.reason or "it does not answer"
+            self._boxes.gone_away()
         elif isinstance(found, DockerListed):
-            if found.fresh:
-                self._contact += 1
+            self._contact += found.fresh
             self._away = ""
             self._foreign = {one.docker_id[:DIGITS]: one for one in found.containers if not one.ours}
         elif found.container is None:
@@ -266,56 +243,7 @@ class DockerCore:
         if len(self._news) < MOST_NEWS:
             self._news.append(found)
 
-    def _gone_away(self, reason: str) -> None:
-        self._away = reason or "it does not answer"
-        for container, box in self._boxes.items():
-            box.lost = True
-            if not (box.making or box.unmade) and box.seen.state != "unknown":
-                self._set(container, box, attrs.evolve(box.seen, state="unknown", message=""))
-
-    def _listed(self, listed: Listed) -> None:
-        for container, docker_id in listed.ours.items():
-            box = self._boxes.get(container)
-            if box is None:
-                # Made in another life of ours, whose records are lost.
-                box = self._boxes[container] = _Box(_UNKNOWN)
-                self._seen[container] = _UNKNOWN
-            box.docker_id, box.unmade = docker_id, False
-            self._look(container, box)
-        for container, box in list(self._boxes.items()):
-            if container not in listed.ours and not box.making and not (box.unmade and not box.lost):
-                self._drop(container, box)
-
-    def _ours_changed(self, change: OursChanged) -> None:
-        box = self._boxes.get(change.container)
-        if box is None or (box.docker_id and box.docker_id != change.docker_id):
-            return
-        if not change.gone:
-            box.docker_id = change.docker_id
-            self._look(change.container, box)
-        elif not box.making:
-            self._drop(change.container, box)
-
-    def _set(self, container: str, box: _Box, seen: EngineContainer) -> None:
-        """Take a state in, if the box is still the container's."""
-        if self._boxes.get(container) is not box:
-            return
-        news = box.lost or box.seen != seen
-        box.lost = box.lost and seen.state == "unknown"
-        box.seen = self._seen[container] = seen
-        if news:
-            self._changed(container, seen)
-
-    def _drop(self, container: str, box: _Box) -> None:
-        """Docker has no such container any more."""
-        if self._boxes.get(container) is not box:
-            return
-        del self._boxes[container], self._seen[container]
-        self._records.drop(container)
-        box.cancelled.set()
-        self._changed(container, None)
-
-    def _lose(self, box: _Box) -> None:
+    def _lose(self, box: Box) -> None:
         """An answer did not come: look how everything is, once Docker is there."""
         box.making = box.going = False
         box.lost = True
@@ -348,10 +276,10 @@ class DockerCore:
         api: DockerApi = self._local.api
         return api
 
-    def _post(self, container: str, box: _Box, seen: EngineContainer) -> None:
-        self._outbox.post(lambda: self._set(container, box, seen))
+    def _post(self, container: str, box: Box, seen: EngineContainer) -> None:
+        self._outbox.post(lambda: self._boxes.set(container, box, seen))
 
-    def _try(self, box: _Box, job: Callable[[DockerApi], None], failed: Callable[[str], None]) -> None:
+    def _try(self, box: Box, job: Callable[[DockerApi], None], failed: Callable[[str], None]) -> None:
         """Do a job; `failed` is called, on this thread, with why Docker will not do it."""
         try:
             job(self._api())
@@ -364,7 +292,7 @@ class DockerCore:
         except Exception as error:  # noqa: BLE001 - Docker may answer anything, and the container must not stay as if asked
             failed(reason_of(error))
 
-    def _do_create(self, container: str, box: _Box, generation: int) -> None:
+    def _do_create(self, container: str, box: Box, generation: int) -> None:
         creation = box.creation
         if creation is None:
             return
@@ -387,22 +315,22 @@ class DockerCore:
 
         self._try(box, job, failed)
 
-    def _made(self, box: _Box, docker_id: str) -> None:
+    def _made(self, box: Box, docker_id: str) -> None:
         box.docker_id, box.making = docker_id, False
 
-    def _unmade(self, container: str, box: _Box, generation: int, reason: str) -> None:
+    def _unmade(self, container: str, box: Box, generation: int, reason: str) -> None:
         box.making, box.unmade = False, True
         self._records.drop(container)
-        self._set(container, box, EngineContainer("failed", generation, None, reason))
+        self._boxes.set(container, box, EngineContainer("failed", generation, None, reason))
 
-    def _do_start(self, container: str, box: _Box, generation: int, made: str = "") -> None:
+    def _do_start(self, container: str, box: Box, generation: int, made: str = "") -> None:
         docker_id = made or box.docker_id
 
         def job(api: DockerApi) -> None:
             if docker_jobs.start(api, self._records, container, docker_id, generation):
                 self._see(api, container, box, docker_id)
             else:
-                self._outbox.post(lambda: self._drop(container, box))
+                self._outbox.post(lambda: self._boxes.drop(container, box))
 
         self._try(
             box,
@@ -410,7 +338,7 @@ class DockerCore:
             lambda reason: self._post(container, box, EngineContainer("failed", generation, None, reason)),
         )
 
-    def _do_stop(self, container: str, box: _Box) -> None:
+    def _do_stop(self, container: str, box: Box) -> None:
         def job(api: DockerApi) -> None:
             docker_jobs.stop(api, box.docker_id)
             self._see(api, container, box, box.docker_id)
@@ -418,39 +346,39 @@ class DockerCore:
         # The message goes with whatever it is doing: it could not be stopped.
         self._try(box, job, lambda reason: self._post(container, box, attrs.evolve(box.seen, message=reason)))
 
-    def _do_remove(self, container: str, box: _Box) -> None:
+    def _do_remove(self, container: str, box: Box) -> None:
         def job(api: DockerApi) -> None:
             docker_jobs.remove(api, container, box.docker_id)
-            self._outbox.post(lambda: self._drop(container, box))
+            self._outbox.post(lambda: self._boxes.drop(container, box))
 
         def failed(reason: str) -> None:
             def not_gone() -> None:
                 box.going = False
                 box.lost = True
-                self._set(container, box, attrs.evolve(box.seen, state="failed", message=reason))
+                self._boxes.set(container, box, attrs.evolve(box.seen, state="failed", message=reason))
 
             self._outbox.post(not_gone)
 
         self._try(box, job, failed)
 
-    def _look(self, container: str, box: _Box) -> None:
+    def _look(self, container: str, box: Box) -> None:
         """Have the container looked at, on another thread."""
         if not box.looking:
             box.looking = True
             self._lanes.submit(container, lambda: self._do_look(container, box))
 
-    def _do_look(self, container: str, box: _Box) -> None:
+    def _do_look(self, container: str, box: Box) -> None:
         box.looking = False
         self._try(
             box,
             lambda api: self._see(api, container, box, box.docker_id),
-            lambda reason: self._post(container, box, attrs.evolve(_UNKNOWN, message=reason)),
+            lambda reason: self._post(container, box, attrs.evolve(UNKNOWN, message=reason)),
         )
 
-    def _see(self, api: DockerApi, container: str, box: _Box, docker_id: str) -> None:
+    def _see(self, api: DockerApi, container: str, box: Box, docker_id: str) -> None:
         answer = api.inspect(docker_id, ASK_SECONDS)
         if answer is None:
-            self._outbox.post(lambda: self._drop(container, box))
+            self._outbox.post(lambda: self._boxes.drop(container, box))
         else:
             self._post(container, box, container_of(answer, self._records.get(container)))
 
@@ -462,10 +390,6 @@ class DockerCore:
             log.get_logger().warning(
                 "a container could not be started again", container=docker_id, error=str(error)
             )
-
-
-def _no_one(_container: str, _state: EngineContainer | None) -> None:
-    """Nobody is told outside of `dispatch`, where alone something changes."""
 
 
 def _nothing() -> None:
