@@ -243,10 +243,12 @@ class DockerCore:
         if len(self._news) < MOST_NEWS:
             self._news.append(found)
 
-    def _lose(self, box: Box) -> None:
-        """An answer did not come: look how everything is, once Docker is there."""
-        box.making = box.going = False
+    def _lose(self, container: str, box: Box) -> None:
+        """An answer did not come: nobody knows how it is, until everything was looked at."""
         box.lost = True
+        if not (box.making or box.unmade):
+            self._boxes.set(container, box, attrs.evolve(box.seen, state="unknown", message=""))
+        box.making = box.going = False
         self._watch.look()
 
     def _check_here(self) -> None:
@@ -279,14 +281,16 @@ class DockerCore:
     def _post(self, container: str, box: Box, seen: EngineContainer) -> None:
         self._outbox.post(lambda: self._boxes.set(container, box, seen))
 
-    def _try(self, box: Box, job: Callable[[DockerApi], None], failed: Callable[[str], None]) -> None:
+    def _try(
+        self, container: str, box: Box, job: Callable[[DockerApi], None], failed: Callable[[str], None]
+    ) -> None:
         """Do a job; `failed` is called, on this thread, with why Docker will not do it."""
         try:
             job(self._api())
         except AwayError as error:
             self._local.api = None
             log.get_logger().warning("Docker did not answer", reason=str(error))
-            self._outbox.post(lambda: self._lose(box))
+            self._outbox.post(lambda: self._lose(container, box))
         except CancelledError:
             pass
         except Exception as error:  # noqa: BLE001 - Docker may answer anything, and the container must not stay as if asked
@@ -313,7 +317,7 @@ class DockerCore:
         def failed(reason: str) -> None:
             self._outbox.post(lambda: self._unmade(container, box, generation, reason))
 
-        self._try(box, job, failed)
+        self._try(container, box, job, failed)
 
     def _made(self, box: Box, docker_id: str) -> None:
         box.docker_id, box.making = docker_id, False
@@ -333,6 +337,7 @@ class DockerCore:
                 self._outbox.post(lambda: self._boxes.drop(container, box))
 
         self._try(
+            container,
             box,
             job,
             lambda reason: self._post(container, box, EngineContainer("failed", generation, None, reason)),
@@ -344,7 +349,12 @@ class DockerCore:
             self._see(api, container, box, box.docker_id)
 
         # The message goes with whatever it is doing: it could not be stopped.
-        self._try(box, job, lambda reason: self._post(container, box, attrs.evolve(box.seen, message=reason)))
+        self._try(
+            container,
+            box,
+            job,
+            lambda reason: self._post(container, box, attrs.evolve(box.seen, message=reason)),
+        )
 
     def _do_remove(self, container: str, box: Box) -> None:
         def job(api: DockerApi) -> None:
@@ -359,7 +369,7 @@ class DockerCore:
 
             self._outbox.post(not_gone)
 
-        self._try(box, job, failed)
+        self._try(container, box, job, failed)
 
     def _look(self, container: str, box: Box) -> None:
         """Have the container looked at, on another thread."""
@@ -370,6 +380,7 @@ class DockerCore:
     def _do_look(self, container: str, box: Box) -> None:
         box.looking = False
         self._try(
+            container,
             box,
             lambda api: self._see(api, container, box, box.docker_id),
             lambda reason: self._post(container, box, attrs.evolve(UNKNOWN, message=reason)),
