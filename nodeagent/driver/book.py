@@ -23,7 +23,6 @@ from nodeagent.driver.calls import (
     CreateNetwork,
     DeleteEndpoint,
     DeleteNetwork,
-    EndpointOperInfo,
     Join,
     Leave,
     PortMapping,
@@ -38,6 +37,8 @@ from nodeagent.driver.publishing import Probe, publish
 from nodeagent.driver.view import DriverView
 from nodeagent.endpoints import KEY_DIGITS, Endpoint, Endpoints
 
+NEXT_HOP: Final = 0
+"""RouteType of a static route by a gateway (libnetwork's docs/remote.md, Join)."""
 ANY_POOL: Final = "0.0.0.0/0"
 """What Docker is told is the subnet of a network whose user names none.
 
@@ -156,8 +157,6 @@ def answered(book: Book, call: Call, around: Around) -> tuple[Book, Result]:
     taken_back = _TAKING_BACK.get(type(call))
     if taken_back is not None:
         return taken_back(book, call, around.now), Answer()
-    if isinstance(call, EndpointOperInfo):
-        return book, Answer({"Value": {}})
     if not around.view.block:
         raise UnavailableError(
             "this node has no block of the overlay yet", "start again once `netctl node list` shows it ready"
@@ -333,6 +332,11 @@ def _join(book: Book, call: Join, around: Around) -> tuple[Book, Build]:
             )
     body: dict[str, object] = {
         "InterfaceName": {"SrcName": endpoint_link(endpoint.key), "DstPrefix": "eth"},
+        # Docker may give the default route to another network, and an internal one has none; connected
+        # containers of other nodes are reached all the same.
+        "StaticRoutes": [
+            {"Destination": around.view.supernet, "RouteType": NEXT_HOP, "NextHop": around.view.gateway}
+        ],
         # Without a gateway of ours Docker would give it one of its own, around the overlay.
         "DisableGatewayService": True,
     }

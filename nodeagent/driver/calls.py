@@ -191,18 +191,10 @@ class RevokeExternalConnectivity:
     endpoint: str
 
 
-@attrs.frozen
-class EndpointOperInfo:
-    """Docker would like to know more of an endpoint."""
-
-    network: str
-    endpoint: str
-
-
 Call = (
     RequestPool | ReleasePool | RequestAddress | ReleaseAddress
     | CreateNetwork | DeleteNetwork | CreateEndpoint | DeleteEndpoint | Join | Leave
-    | ProgramExternalConnectivity | RevokeExternalConnectivity | EndpointOperInfo
+    | ProgramExternalConnectivity | RevokeExternalConnectivity
 )  # fmt: skip
 
 
@@ -399,7 +391,6 @@ _BUILDERS: Final[Mapping[str, Callable[[_Checked], Call]]] = {
     "/NetworkDriver.DeleteNetwork": lambda call: DeleteNetwork(call.network),
     "/NetworkDriver.CreateEndpoint": _create_endpoint,
     "/NetworkDriver.DeleteEndpoint": lambda call: DeleteEndpoint(call.network, call.endpoint),
-    "/NetworkDriver.EndpointOperInfo": lambda call: EndpointOperInfo(call.network, call.endpoint),
     "/NetworkDriver.Join": lambda call: Join(call.network, call.endpoint, call.sandbox),
     "/NetworkDriver.Leave": lambda call: Leave(call.network, call.endpoint),
     "/NetworkDriver.ProgramExternalConnectivity": lambda call: ProgramExternalConnectivity(

@@ -52,6 +52,8 @@ _OWN: Final = {
     "/Plugin.Activate": b'{"Implements":["NetworkDriver","IpamDriver"]}',
     "/NetworkDriver.GetCapabilities": b'{"Scope":"local","ConnectivityScope":"local"}',
     "/NetworkDriver.DiscoverNew": b"{}",
+    # What is said here Docker shows nowhere, and it asks twice at every start.
+    "/NetworkDriver.EndpointOperInfo": b'{"Value":{}}',
     "/NetworkDriver.DiscoverDelete": b"{}",
     "/IpamDriver.GetCapabilities": b'{"RequiresMACAddress":false,"RequiresRequestReplay":false}',
     "/IpamDriver.GetDefaultAddressSpaces": (

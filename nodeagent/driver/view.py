@@ -16,6 +16,7 @@ class DriverView:
 
     Attributes:
         block: The node's, as ``a.b.c.d/len``; empty: the broker has not given it one, or took it back.
+        supernet: What all nodes' blocks are cut from; empty as `block` is.
         reserve: Addresses on lease.
         containers: By id.
         by_address: Container id by address.
@@ -23,6 +24,7 @@ class DriverView:
     """
 
     block: str = ""
+    supernet: str = ""
     reserve: Collection[str] = frozenset()
     containers: Mapping[str, PlacedContainer] = attrs.field(factory=dict)
     by_address: Mapping[str, str] = attrs.field(factory=dict)
@@ -35,6 +37,7 @@ class DriverView:
             return cls(connected=connected)
         return cls(
             block=index.header.block or "",
+            supernet=index.header.supernet,
             reserve=index.reserve,
             containers=index.containers,
             by_address=index.by_address,

@@ -24,7 +24,7 @@ def docker_id(number: int) -> str:
 
 
 def view(**changes: Any) -> DriverView:
-    base = DriverView(block=BLOCK, reserve=RESERVE, connected=True)
+    base = DriverView(block=BLOCK, supernet="10.0.0.0/8", reserve=RESERVE, connected=True)
     return attrs.evolve(base, **changes)
 
 

@@ -104,7 +104,6 @@ def test_without_a_block_what_gives_is_refused_and_what_takes_back_is_not() -> N
     ):
         assert asked.call(call) == {}
     assert asked.book == Book()
-    assert asked.call(calls.EndpointOperInfo(NETWORK, docker_id(1))) == {"Value": {}}
 
 
 def test_a_network_that_goes_takes_its_endpoints_with_it() -> None:
@@ -234,6 +233,7 @@ def test_a_join_names_the_link_and_the_gateway() -> None:
     assert answer == {
         "InterfaceName": {"SrcName": f"nce{key[:12]}", "DstPrefix": "eth"},
         "Gateway": GATEWAY,
+        "StaticRoutes": [{"Destination": "10.0.0.0/8", "RouteType": 0, "NextHop": GATEWAY}],
         "DisableGatewayService": True,
     }
     assert asked.book.endpoints.by_key[key].sandbox == "abcdef"
@@ -246,7 +246,9 @@ def test_an_internal_network_gives_no_gateway_and_publishes_nothing() -> None:
     asked = Asked()
     asked.network(internal=True)
     key = asked.endpoint(1, WEB)
-    assert "Gateway" not in asked.join(1, "abcdef")
+    answer = asked.join(1, "abcdef")
+    assert "Gateway" not in answer
+    assert answer["StaticRoutes"], "or it would not reach connected containers of other nodes"
     assert asked.book.endpoints.by_key[key].internal
     asked.call(calls.ProgramExternalConnectivity(NETWORK, docker_id(1), (WEB,)))
     assert asked.book.endpoints.by_key[key].publications == ()

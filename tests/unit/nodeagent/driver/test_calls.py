@@ -67,7 +67,6 @@ def test_the_calls_of_an_endpoint_as_docker_writes_them() -> None:
     assert joined == calls.Join(NETWORK, ENDPOINT, "b4bf6369adf1")
     program = read("/NetworkDriver.ProgramExternalConnectivity", **ids, Options=options)
     assert program == calls.ProgramExternalConnectivity(NETWORK, ENDPOINT, (mapping,))
-    assert read("/NetworkDriver.EndpointOperInfo", **ids) == calls.EndpointOperInfo(NETWORK, ENDPOINT)
     revoked = read("/NetworkDriver.RevokeExternalConnectivity", **ids)
     assert revoked == calls.RevokeExternalConnectivity(NETWORK, ENDPOINT)
     assert read("/NetworkDriver.Leave", **ids) == calls.Leave(NETWORK, ENDPOINT)

@@ -41,6 +41,7 @@ def test_it_says_by_itself_what_the_plugin_is(holder: HolderProcess) -> None:
     spaces = client.call("IpamDriver.GetDefaultAddressSpaces")
     assert spaces["LocalDefaultAddressSpace"] == "netctl-local"
     assert client.call("NetworkDriver.DiscoverNew", {"DiscoveryType": 1}) == {}
+    assert client.call("NetworkDriver.EndpointOperInfo", {"EndpointID": "ab" * 32}) == {"Value": {}}
     assert client.call("NetworkDriver.DiscoverDelete", {"DiscoveryType": 1}) == {}
 
 
