@@ -86,7 +86,7 @@ def target(
     devices = {tunnel.device: tunnel for tunnel in tunnels if tunnel is not None}
     return HostState(
         bridge=_bridge(desired.header),
-        sysctls=_sysctls(devices),
+        sysctls=_sysctls(devices, publishes=DOCKER in facts.engines),
         tunnels=devices,
         routes={peer.block: _route(desired.header, facts, peer) for peer in _reachable(desired)},
         ports=parts.ports,
@@ -309,13 +309,19 @@ def _end(header: NodeState, address: str) -> ContainerEnd:
     return ContainerEnd(address=f"{address}/{length}", gateway=gateway, mtu=header.mtu, mac=mac_of(address))
 
 
-def _sysctls(tunnels: Iterable[str]) -> dict[str, str]:
-    """Return the settings (ip-sysctl.rst): forward, strict reverse path, no redirects, no IPv6."""
+def _sysctls(tunnels: Iterable[str], *, publishes: bool) -> dict[str, str]:
+    """Return the settings (ip-sysctl.rst): forward, strict reverse path, no redirects, no IPv6.
+
+    Where containers may publish ports, the node itself reaches them by its loopback too; what comes from
+    the bridge for such an address is dropped by our tables.
+    """
     wanted = {FORWARDING: "1", f"net/ipv6/conf/{names.BRIDGE}/disable_ipv6": "1"}
     for device in (names.BRIDGE, *tunnels):
         wanted[f"net/ipv4/conf/{device}/rp_filter"] = "1"
         wanted[f"net/ipv4/conf/{device}/send_redirects"] = "0"
         wanted[f"net/ipv4/conf/{device}/accept_redirects"] = "0"
+    if publishes:
+        wanted[f"net/ipv4/conf/{names.BRIDGE}/route_localnet"] = "1"
     return wanted
 
 

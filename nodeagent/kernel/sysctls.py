@@ -21,6 +21,7 @@ _HOST: Final = (
     "net/bridge/bridge-nf-call-ip6tables",
     "net/bridge/bridge-nf-call-arptables",
 )
+_BRIDGE: Final = f"net/ipv4/conf/{names.BRIDGE}/route_localnet"
 _DEVICE: Final = (
     "net/ipv4/conf/{}/rp_filter",
     "net/ipv4/conf/{}/send_redirects",
@@ -30,7 +31,7 @@ _DEVICE: Final = (
 _ALLOWED = re.compile(
     "|".join(
         (
-            *map(re.escape, _HOST),
+            *map(re.escape, (*_HOST, _BRIDGE)),
             *(
                 re.escape(path).replace(
                     re.escape("{}"), f"({names.BRIDGE}|{names.TUNNEL_PREFIX}[0-9a-f]{{8}})"
@@ -61,7 +62,7 @@ def write(path: str, value: str) -> None:
 
 def read(devices: Iterable[str]) -> dict[str, str]:
     """Return the host's settings that may be ours, and those of `devices`; what is not there is left out."""
-    paths = [*_HOST, *(path.format(device) for device in devices for path in _DEVICE)]
+    paths = [*_HOST, _BRIDGE, *(path.format(device) for device in devices for path in _DEVICE)]
     found = {}
     for path in paths:
         try:
