@@ -99,7 +99,9 @@ class DockerSide:
 
     def deadline(self) -> float:
         """Return when (monotonic) a turn has something to do by itself."""
-        return min(self._driver.deadline(), self._revive_at)
+        # Once it has passed, what is waited for is the host, which tells by itself.
+        late = self._is_late
+        return min(self._driver.deadline(), _NEVER if late else self._revive_at)
 
     def close(self) -> None:
         """Let go of Docker's calls: they are refused from now on."""
@@ -125,10 +127,12 @@ class DockerSide:
         if not isinstance(event, DockerListed | DockerChanged | DockerAway):
             return
         self._driver.hear(event)
-        if isinstance(event, DockerListed) and event.fresh:
-            # Docker has made its own firewall anew, and may have started or lost anything.
-            host.doubt()
-            self._revive_at = self._monotonic() + PATIENCE
+        if isinstance(event, DockerListed):
+            # Docker was away, or its calls were not answered for a while: it may have been told no.
+            self._revive_at = min(self._revive_at, self._monotonic() + PATIENCE)
+            if event.fresh:
+                # It has made its own firewall anew, and may have started or lost anything.
+                host.doubt()
 
     def settle(self, host: Reconciler, helper: Helper, *, welcome: bool) -> None:
         """Answer the calls that waited for the host, and ask the helper what is to be asked.

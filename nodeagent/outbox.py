@@ -38,12 +38,9 @@ class Outbox:
         """Tell the agent, once it reads."""
         subject = _subject(event)
         before = self._waiting.pop(subject, None)
-        if isinstance(event, DockerListed):
-            if isinstance(before, DockerListed) and before.fresh:
-                event = attrs.evolve(event, fresh=True)
-            # It says all that was said of single ones before.
-            for one in [key for key, said in self._waiting.items() if isinstance(said, DockerChanged)]:
-                del self._waiting[one]
+        if isinstance(event, DockerListed) and isinstance(before, DockerListed) and before.fresh:
+            # That Docker was away is not over before somebody has heard of it.
+            event = attrs.evolve(event, fresh=True)
         self._waiting[subject] = event
 
     def __len__(self) -> int:

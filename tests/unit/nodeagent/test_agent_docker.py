@@ -477,6 +477,10 @@ def test_docker_is_revived_once_everything_is_taken_up(
     life.clock += 10
     life.turn(2)
     assert node.docker.revivals == 1
+    # Its calls were not answered for a while: it is listed, and what it was refused is started.
+    node.docker.list_docker()
+    life.turn(2)
+    assert node.docker.revivals == 2
     # Docker starts again, its firewall without our rule, the broker away.
     life.link.lose()
     node.passages.flush("nft")
@@ -485,7 +489,7 @@ def test_docker_is_revived_once_everything_is_taken_up(
     assert node.passages.read() == {"nft": True}
     life.clock += PATIENCE
     life.turn()
-    assert node.docker.revivals == 2
+    assert node.docker.revivals == 3
 
 
 def test_docker_is_listed_when_the_driver_wants_it(life: DockerLife, driver: FakeDriver) -> None:

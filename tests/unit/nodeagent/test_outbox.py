@@ -46,14 +46,15 @@ def test_docker_is_told_of_in_the_order_of_the_newest() -> None:
     ]
 
 
-def test_a_list_of_all_replaces_what_was_said_of_single_ones() -> None:
+def test_a_list_of_all_comes_after_what_was_said_of_single_ones_before() -> None:
     outbox = Outbox()
     outbox.add(DockerListed((), (), fresh=True))
-    outbox.add(DockerChanged(seen(1).docker_id, seen(1)))
+    outbox.add(DockerChanged(seen(1).docker_id, None))
     outbox.add(DockerListed((seen(2),), (), fresh=False))
     outbox.add(DockerChanged(seen(3).docker_id, seen(3)))
-    # That Docker was away before is not forgotten by that.
+    # That Docker was away before is not forgotten by that, nor that one is gone.
     assert delivered(outbox) == [
+        DockerChanged(seen(1).docker_id, None),
         DockerListed((seen(2),), (), fresh=True),
         DockerChanged(seen(3).docker_id, seen(3)),
     ]
