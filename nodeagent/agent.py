@@ -21,6 +21,7 @@ from typing import Final
 
 from netctl.errors import NetctlError, UnavailableError
 from netctl.log import get_logger
+from netctl.model import PlacedContainer
 from netctl.wire.messages import (
     Done,
     Envelope,
@@ -195,6 +196,7 @@ class Agent:
             self._work()
         except UnavailableError as error:
             self._helper_lost(error)
+        self._streams.adoptions.settle(self._recorded, self._monotonic())
         self._flusher.end()
         self._tell()
 
@@ -306,7 +308,7 @@ class Agent:
         if self._docker is not None:
             self._docker.hear(event, host)
         if isinstance(event, ExecEnded):
-            self._streams.exec_ended(event)
+            self._streams.exec_ended(event, self._monotonic())
         elif isinstance(event, Drifted):
             self._log.warning("someone else changed what is ours", reason=event.what)
             rest = DRIFT_SHARE * host.look_seconds
@@ -422,6 +424,9 @@ class Agent:
         else:
             self._host.use(facts)
             self._reports.hello(facts, self._host)
+
+    def _recorded(self, container: str) -> PlacedContainer | None:
+        return None if self._index is None else self._index.containers.get(container)
 
     def _runs(self, container: str) -> bool:
         return self._host is not None and self._host.may_write(container)

@@ -20,6 +20,7 @@ from netctl.wire.messages import (
     StreamEnd,
     StreamResize,
 )
+from nodeagent.adoptions import Adoptions
 from nodeagent.exec_stream import Exec, Send
 from nodeagent.helper_client import Helper
 from nodeagent.helper_messages import Adopt, ExecEnded, OpenCopy, OpenExec, OpenLogs
@@ -35,6 +36,9 @@ class Streams:
     Args:
         send: Sends one message to the broker.
         runs: Tells whether a container's command runs or is about to, so that output may still come.
+
+    Attributes:
+        adoptions: Containers that users have Docker connect; nothing flows on their streams.
     """
 
     def __init__(self, send: Send, runs: Callable[[str], bool]) -> None:
@@ -42,11 +46,10 @@ class Streams:
         self._runs = runs
         self._execs: dict[int, Exec | PipedLogs] = {}
         self._logs: dict[int, Logs] = {}
-        # Streams whose container is being adopted, with the helper's handles: nothing flows on them.
-        self._adoptions: dict[int, int] = {}
+        self.adoptions = Adoptions(send)
 
     def __len__(self) -> int:
-        return len(self._execs) + len(self._logs) + len(self._adoptions)
+        return len(self._execs) + len(self._logs) + len(self.adoptions)
 
     def open_exec(self, message: NodeOpenExec, helper: Helper) -> None:
         """Run a command in a container.
@@ -93,8 +96,8 @@ class Streams:
     def open_adopt(self, message: NodeOpenAdopt, helper: Helper, block: str) -> None:
         """Have Docker connect a container to our network, which is made with the node's `block`.
 
-        At the end StreamEnd says, with exit code 0, Docker's whole id of the container, or, without an exit
-        code, why it was not done.
+        At the end StreamEnd says, with exit code 0, as what it is recorded, or, without an exit code, why
+        that was not done.
 
         Raises:
             UnavailableError: The helper is gone.
@@ -102,7 +105,7 @@ class Streams:
         if not self._has_room(message.stream):
             return
         try:
-            self._adoptions[message.stream] = helper.adopt(Adopt(message.container, block))
+            self.adoptions.add(message.stream, helper.adopt(Adopt(message.container, block)))
         except NetctlError as error:
             self._refuse(message.stream, error)
 
@@ -131,7 +134,7 @@ class Streams:
         )
 
     def _has_room(self, stream: int) -> bool:
-        if stream in self._execs or stream in self._logs or stream in self._adoptions:
+        if stream in self._execs or stream in self._logs or stream in self.adoptions:
             return False
         if len(self) >= MAX_STREAMS:
             self._send(StreamEnd(stream, message=f"this node has {MAX_STREAMS} streams already; end some"))
@@ -161,15 +164,12 @@ class Streams:
         elif logs is not None and isinstance(message, StreamCredit):
             logs.credit(message)
 
-    def exec_ended(self, event: ExecEnded) -> None:
+    def exec_ended(self, event: ExecEnded, now: float) -> None:
         """A command, a copy, a reading or an adoption is over."""
         for running in self._execs.values():
             if running.handle == event.handle:
                 running.ended(event)
-        for stream, handle in list(self._adoptions.items()):
-            if handle == event.handle:
-                del self._adoptions[stream]
-                self._send(StreamEnd(stream, None if event.exit_code else 0, event.message))
+        self.adoptions.ended(event, now)
 
     def readers(self) -> list[int]:
         """Return the descriptors to poll for reading."""
@@ -183,7 +183,7 @@ class Streams:
         """Return when `pump` has something to do even if no descriptor is ready; None: never."""
         if any(running.busy for running in self._execs.values()):
             return now
-        times = [logs.deadline(now) for logs in self._logs.values()]
+        times = [self.adoptions.deadline(), *(logs.deadline(now) for logs in self._logs.values())]
         return min((time for time in times if time is not None), default=None)
 
     def pump(self, readable: Iterable[int], writable: Iterable[int], now: float) -> None:
@@ -209,7 +209,7 @@ class Streams:
 
     def end_execs(self, reason: str) -> None:
         """The helper is gone, and with it every command's ending."""
-        for stream in [*self._execs, *self._adoptions]:
+        for stream in [*self._execs, *self.adoptions.streams()]:
             self._send(StreamEnd(stream, message=reason))
             self._drop(stream, None)
 
@@ -219,15 +219,14 @@ class Streams:
         Raises:
             UnavailableError: The helper is gone.
         """
-        for stream in [*self._execs, *self._logs, *self._adoptions]:
+        for stream in [*self._execs, *self._logs, *self.adoptions.streams()]:
             self._drop(stream, helper)
 
     def _drop(self, stream: int, helper: Helper | None) -> None:
         logs = self._logs.pop(stream, None)
         if logs is not None:
             logs.close()
-        # A container that is being adopted stays so: its user may have gone, its network is half there.
-        self._adoptions.pop(stream, None)
+        self.adoptions.drop(stream)
         running = self._execs.pop(stream, None)
         if running is not None:
             running.close()

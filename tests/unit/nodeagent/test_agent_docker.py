@@ -372,9 +372,9 @@ def test_streams_of_docker_are_opened(life: DockerLife, node: DockerNode) -> Non
     assert (copy.path, copy.direction) == ("/etc/hosts", "out")
     (handle,) = node.docker.adoptions
     assert node.docker.adoptions[handle].block == "10.1.0.0/16"
-    node.docker.end_adoption(handle, 0, "a" * 64)
+    node.docker.end_adoption(handle, 0, MINE.id * 2)
     life.turn()
-    assert StreamEnd(2, 0, "a" * 64) in life.link.sent
+    assert StreamEnd(2, 0, f"{MINE.name} has joined at {MINE.address}") in life.link.sent
 
 
 # --- the engine -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from firewall_rules.backends.fake import FakeHostBackend
 from netctl.errors import KernelError
-from netctl.model import Workload
+from netctl.model import PlacedContainer, Workload
 from netctl.wire.messages import (
     Message,
     NodeOpenAdopt,
@@ -46,7 +46,7 @@ class Node:
     def pump(self) -> None:
         for event in self.helper.events():
             if isinstance(event, ExecEnded):
-                self.streams.exec_ended(event)
+                self.streams.exec_ended(event, 0.0)
         poll = select.poll()
         for descriptor in self.streams.readers():
             poll.register(descriptor, select.POLLIN)
@@ -124,18 +124,43 @@ def test_what_concerns_a_container_that_is_not_here_is_refused(node: Node) -> No
     assert len(node.streams) == 0
 
 
-def test_an_adoption_ends_with_dockers_id_or_the_reason(node: Node) -> None:
+def test_an_adoption_ends_with_what_is_recorded_or_the_reason(node: Node) -> None:
     node.streams.open_adopt(NodeOpenAdopt(1, "db"), node.helper, "10.1.0.0/16")
     ((handle, adoption),) = node.docker.adoptions.items()
     assert (adoption.container, adoption.block) == ("db", "10.1.0.0/16")
     assert len(node.streams) == 1
     node.docker.end_adoption(handle, 0, DOCKER_ID)
-    assert node.end() == StreamEnd(1, 0, DOCKER_ID)
+    node.pump()
+    recorded: dict[str, PlacedContainer] = {}
+    node.streams.adoptions.settle(recorded.get, 1.0)
+    assert node.sent == []
+    assert len(node.streams) == 1
+    workload = Workload("docker", (), image="busybox")
+    recorded[DOCKER_ID[:32]] = PlacedContainer(
+        DOCKER_ID[:32], "db-n1", "10.1.0.7", workload, "running", 1, "engine"
+    )
+    node.streams.adoptions.settle(recorded.get, 2.0)
+    assert node.end() == StreamEnd(1, 0, "db-n1 has joined at 10.1.0.7")
+    assert len(node.streams) == 0
     node.sent.clear()
     node.streams.open_adopt(NodeOpenAdopt(2, "db"), node.helper, "10.1.0.0/16")
     (handle,) = node.docker.adoptions
     node.docker.end_adoption(handle, 125, "it has a network already")
     assert node.end() == StreamEnd(2, None, "it has a network already")
+
+
+def test_an_adoption_that_nobody_records_ends_by_itself(node: Node) -> None:
+    node.streams.open_adopt(NodeOpenAdopt(1, "db"), node.helper, "10.1.0.0/16")
+    (handle,) = node.docker.adoptions
+    node.docker.end_adoption(handle, 0, DOCKER_ID)
+    node.pump()
+    until = node.streams.deadline(0.0)
+    assert until is not None
+    node.streams.adoptions.settle(lambda _: None, until - 0.1)
+    assert node.sent == []
+    node.streams.adoptions.settle(lambda _: None, until)
+    assert node.end().exit_code is None
+    assert len(node.streams) == 0
 
 
 def test_a_helper_that_ends_ends_adoptions_too(node: Node) -> None:
