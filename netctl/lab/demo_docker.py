@@ -22,6 +22,8 @@ from netctl.lab.topology import Wish
 NETWORK = "demo"
 PORT, OTHER_PORT = 5432, 5433
 SERVER = ("httpd", "-f", "-p", str(PORT), "-h", "/etc")
+FETCH = ("timeout", "1", "wget", "-q", "-O", "-")
+"""Not `wget -T`: Debian 12's busybox, 1.35.0, ends with a segmentation fault at that option."""
 PATIENCE = 10.0
 """Seconds that something may take which takes a moment."""
 
@@ -78,7 +80,7 @@ class DockerStory(Teller):
     def _fetches(self, node: str, container: str, address: str, port: int = PORT) -> bool:
         """Return whether a container gets an answer from the web server of another one."""
         url = f"http://{address}:{port}/passwd"
-        return self._succeeds(node, "exec", container, "wget", "-T", "1", "-q", "-O", "-", url)
+        return self._succeeds(node, "exec", container, *FETCH, url)
 
     def _pings(self, node: str, container: str, address: str) -> bool:
         return self._succeeds(node, "exec", container, "ping", "-c", "1", "-W", "1", address)
@@ -130,7 +132,7 @@ class DockerStory(Teller):
         self._check(f"web -> db TCP {PORT}", expected=True, actual=self._fetches("n1", "web", db))
         self._check("web -> db ping", expected=False, actual=self._pings("n1", "web", db))
         self._check(f"db -> web TCP {PORT}", expected=False, actual=self._fetches("n2", "db", web))
-        self._docker("n1", "restart", "--time", "0", "web")
+        self._docker("n1", "restart", "-t", "0", "web")
         self._check(f"web -> db TCP {PORT}", expected=True, actual=self._fetches("n1", "web", db))
         self._netctl("disconnect", "web", "db")
         self._check(f"web -> db TCP {PORT}", expected=False, actual=self._fetches("n1", "web", db))
@@ -147,7 +149,7 @@ class DockerStory(Teller):
             return
         self._docker("n1", *compose, "up", "--detach")
         published = f"http://{topology.plan(topology.LabSpec(self._directory)).hosts['n1'].address}:8080"
-        asked = ["wget", "-T", "3", "-q", "-O", "-", f"{published}/cgi-bin/shop"]
+        asked = ["timeout", "3", "wget", "-q", "-O", "-", f"{published}/cgi-bin/shop"]
 
         def shop() -> str:
             """Ask the shop from the other host, by its published port."""
@@ -166,9 +168,7 @@ class DockerStory(Teller):
         for line in shop().splitlines():
             self._console.print(f"  {line}", style="dim", highlight=False)
         db = self._address("shop-db-1")
-        reached = self._succeeds(
-            "n1", "exec", "shop-web-1", "wget", "-T", "1", "-q", "-O", "-", f"http://{db}:5432/stock"
-        )
+        reached = self._succeeds("n1", "exec", "shop-web-1", *FETCH, f"http://{db}:5432/stock")
         self._check("web -> db, which no label asks for", expected=False, actual=reached)
         self._netctl("connections")
         self._docker("n1", *compose, "down", "--timeout", "0")
@@ -210,18 +210,7 @@ class DockerStory(Teller):
         self._netctl("rm", "--force", "cache")
 
     def _listens(self, name: str) -> bool:
-        probe = [
-            "exec",
-            name,
-            "--",
-            "wget",
-            "-T",
-            "1",
-            "-q",
-            "-O",
-            "/dev/null",
-            f"http://127.0.0.1:{PORT}/passwd",
-        ]
+        probe = ["exec", name, "--", *FETCH, f"http://127.0.0.1:{PORT}/passwd"]
         done = subprocess.run(
             [confine.program_path("netctl"), *probe], env=self._environment, capture_output=True, check=False
         )
