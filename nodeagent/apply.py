@@ -359,13 +359,21 @@ class Host:
         return self._container_backend, self._owner_of(container).namespace(container)
 
     def drifted(self) -> str:
-        """Tell cheaply whether someone else has written to one of our firewalls since we last read it.
+        """Tell cheaply whether someone else has changed one of our firewalls since we last read it.
 
         Returns:
             One line for the log, naming the first one found; empty: none.
         """
+        try:
+            return self._drifted()
+        except (FirewallError, OSError) as error:
+            return f"a firewall cannot be read: {error}"
+
+    def _drifted(self) -> str:
         if not self._host_firewall and self._host_backend.drifted():
             return "the host's firewall was changed by someone else"
+        if self._passages is not None and not all(self._passages.read().values()):
+            return "our rule in DOCKER-USER is not there, or not first"
         if self._container_backend is None:
             return ""
         for engine in self.engines.values():

@@ -50,6 +50,9 @@ from nodeagent.outbox import Outbox
 DRIFT_SECONDS: Final = 1.0
 """How long a change to one of our firewalls by someone else may go unnoticed."""
 
+DRIFT_SHARE: Final = 10
+"""A look for drift is this many times rarer than it is long: others may write their tables all the time."""
+
 Answer = tuple[Any, Sequence[int]]
 
 
@@ -139,13 +142,15 @@ class HelperServer:
         if self._watch.fileno() in ready:
             self._drifted(self._watch.foreign_change())
         if self._clock() >= self._next_look:
-            self._next_look = self._clock() + DRIFT_SECONDS
+            began = self._clock()
             later, self._later = self._later, None
             if later is not None:
                 later()
             self._drifted(self._host.drifted())
             if self._host.sandboxes is not None:
                 self._host.sandboxes.look()
+            now = self._clock()
+            self._next_look = now + max(DRIFT_SECONDS, DRIFT_SHARE * (now - began))
         if self._socket.fileno() in ready:
             self._serve_one()
 

@@ -67,7 +67,13 @@ class ContainerBackend(Protocol):
         """Take our table out; no error if there is none."""
 
     def drifted(self, key: str, namespace: int) -> bool:
-        """Tell cheaply (one generation query) if someone else has written since our last write or read."""
+        """Tell if someone else has changed what is ours since our last write or read.
+
+        Costs one generation query where nobody has written anything.
+
+        Raises:
+            FirewallError: What is there cannot be read.
+        """
 
     def forget(self, key: str) -> None:
         """The namespace is gone: close sockets and contexts, drop records."""
@@ -113,7 +119,7 @@ class HostBackend(Protocol):
         """Take both tables out; no error if there are none."""
 
     def drifted(self) -> bool:
-        """Tell cheaply whether someone else has written since our last write or read."""
+        """Tell if someone else has changed what is ours; see `ContainerBackend.drifted`."""
 
 
 Variant = Literal["nft", "legacy"]

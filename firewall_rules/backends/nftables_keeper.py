@@ -216,8 +216,14 @@ class TableKeeper(Generic[P]):
         self._seen = after if after in {before, before.following()} else None
 
     def drifted(self, namespace: int | None) -> bool:
-        """Tell whether anyone else has written since our last write or read; before the first, nobody."""
-        return self._looked and self._doors.stamp(self._key, namespace) != self._seen
+        """Tell whether anyone else has changed what is ours since our last write or read; see `read`.
+
+        Others, as Docker, write tables of their own all the time; then ours are listed, and nothing more.
+        """
+        if not self._looked or self._doors.stamp(self._key, namespace) == self._seen:
+            return False
+        known = self.known()
+        return self.read(namespace) != known
 
     def _change_text(self, change: SetChange, now: float, *, sure: bool) -> str:
         family, _name = change.set_id
