@@ -350,6 +350,8 @@ def _program(book: Book, call: ProgramExternalConnectivity, around: Around) -> t
     if endpoint.publications or endpoint.internal:
         return book, Answer()
     publications = _published(book, call.mappings, endpoint.address, around)
+    if not publications:
+        return book, Answer()
     return book.with_(attrs.evolve(endpoint, publications=publications)), Answer()
 
 

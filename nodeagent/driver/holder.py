@@ -61,12 +61,23 @@ _OWN: Final = {
     ),
 }
 """What is answered without the agent."""
+_PROGRAM: Final = "/NetworkDriver.ProgramExternalConnectivity"
+_PORTS: Final = "com.docker.network.portmap"
 
 
 def error_answer(text: str) -> bytes:
     """Return the answer that refuses a call; network drivers say ``Err``, IPAM drivers ``Error``."""
     told = f"netctl: {text}"
     return json.dumps({"Err": told, "Error": told}).encode()
+
+
+def _publishes_nothing(body: bytes) -> bool:
+    """Tell whether a call that publishes an endpoint's ports names none: so do most, and nothing follows."""
+    try:
+        options = json.loads(body)["Options"]
+        return not options[_PORTS]
+    except (ValueError, TypeError, LookupError):
+        return False
 
 
 class _Client:
@@ -232,7 +243,8 @@ class Holder:
     def _call(self, client: _Client, path: str, body: bytes) -> None:
         """Answer a call, or pass it on."""
         now = self._monotonic()
-        if (own := _OWN.get(path)) is not None:
+        own = b"{}" if path == _PROGRAM and _publishes_nothing(body) else _OWN.get(path)
+        if own is not None:
             client.out += client.http.answer(own)
         elif self._agent is None:
             client.out += client.http.answer(error_answer(_AWAY))

@@ -41,6 +41,11 @@ def test_it_says_by_itself_what_the_plugin_is(holder: HolderProcess) -> None:
     spaces = client.call("IpamDriver.GetDefaultAddressSpaces")
     assert spaces["LocalDefaultAddressSpace"] == "netctl-local"
     assert client.call("NetworkDriver.DiscoverNew", {"DiscoveryType": 1}) == {}
+    ports = "com.docker.network.portmap"
+    assert client.call("NetworkDriver.ProgramExternalConnectivity", {"Options": {ports: []}}) == {}
+    for asked in ({"Options": {ports: [{"Port": 80}]}}, {"Options": {}}, {"Options": []}, [], {}):
+        answer = client.call("NetworkDriver.ProgramExternalConnectivity", asked)
+        assert refused(answer), "there is no agent to publish it"
     assert client.call("NetworkDriver.EndpointOperInfo", {"EndpointID": "ab" * 32}) == {"Value": {}}
     assert client.call("NetworkDriver.DiscoverDelete", {"DiscoveryType": 1}) == {}
 
