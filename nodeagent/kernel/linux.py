@@ -219,11 +219,16 @@ class LinuxKernel:
             batches: What makes each port, down; empty: it is not made.
         """
         made = self._send(batches)
-        guards = [
-            self._guard_messages(port, mac) if batch and refusal is None else []
-            for (port, mac), batch, refusal in zip(wanted, batches, made, strict=True)
+        stands = [bool(batch) and refusal is None for batch, refusal in zip(batches, made, strict=True)]
+        silences = [
+            [ports.silence_port(port)] for (port, _), there in zip(wanted, stands, strict=True) if there
         ]
-        guarded = self._send(guards)
+        guards = [
+            self._guard_messages(port, mac) if there else []
+            for (port, mac), there in zip(wanted, stands, strict=True)
+        ]
+        # A port that cannot be silenced has nothing to say: there is no IPv6.
+        guarded = self._send([*silences, *guards])[len(silences) :]
         return [
             _FULL if refusal is not None and refusal.number == errno.EXFULL else _text(port.device, refusal)
             for (port, _), refusal in zip(wanted, map(_first, zip(made, guarded, strict=True)), strict=True)

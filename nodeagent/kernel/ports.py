@@ -28,6 +28,7 @@ from nodeagent.kernel_state import ContainerEnd, ContainerPort
 _AF_BRIDGE = 7
 _NUD_NOARP = 0x40
 _NTF_MASTER = 0x04
+_ADDR_GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
 
 _SOME_DEVICE = names.port_device("f" * 32)
 _SOME_FAR_DEVICE = names.endpoint_link("f" * 32)
@@ -133,6 +134,24 @@ def _guard_template() -> Template:
     as_port = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": settings})]
     attributes = [("IFLA_IFNAME", _SOME_DEVICE), ("IFLA_LINKINFO", {"attrs": as_port})]
     return Template(link(NEWLINK, 0, attributes, up=True), _SOME_DEVICE.encode())
+
+
+def silence_port(port: ContainerPort) -> bytes:
+    """Leave a port without an IPv6 address of its own, before it is up: it would look for routers by it.
+
+    Refused with EAFNOSUPPORT where the kernel, or a link with so small an MTU, has no IPv6.
+    """
+    return _silence_template().fill(port.device.encode())
+
+
+@functools.cache
+def _silence_template() -> Template:
+    mode = ("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)
+    attributes = [
+        ("IFLA_IFNAME", _SOME_DEVICE),
+        ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", {"attrs": [mode]})]}),
+    ]
+    return Template(link(NEWLINK, 0, attributes), _SOME_DEVICE.encode())
 
 
 def fix_port_address(index: int, mac: str) -> bytes:

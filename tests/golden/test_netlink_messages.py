@@ -30,6 +30,7 @@ MESSAGES = {
     "port": ports.create_port(PORT, END, bridge=5, namespace=9),
     "endpoint": ports.create_endpoint(PORT, "0123456789ab" + "c" * 20, END.mac, bridge=5),
     "port down": ports.port_down(PORT, 5),
+    "port silenced": ports.silence_port(PORT),
     "port guarded": ports.guard_port(PORT),
     "port's address": ports.fix_port_address(6, END.mac),
     "port doomed": netlink.doom_link(PORT.device),
@@ -139,3 +140,9 @@ def test_far_end_of_an_endpoint_is_made_down_beside_its_port_in_its_group() -> N
     assert inner[27] == struct.pack("=I", 0x6E64)
     assert 28 not in inner
     assert link[1] != inner[1]
+
+
+def test_a_port_is_silenced_by_its_ipv6_alone() -> None:
+    link = decode.attributes(MESSAGES["port silenced"], 32)
+    assert link.keys() == {3, 26}  # linux/if_link.h: name, af_spec
+    assert decode.attributes(decode.attributes(link[26])[10]) == {8: b"\x01"}  # AF_INET6, addr_gen_mode

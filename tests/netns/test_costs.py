@@ -119,20 +119,20 @@ def node(tmp_path: Path, namespaces: Callable[[], Namespace]) -> Iterator[Node]:
         yield Node(tmp_path, container)
 
 
-def test_attaching_is_seven_messages_and_two_transactions_and_no_process(
+def test_attaching_is_eight_messages_and_two_transactions_and_no_process(
     node: Node, counted: Counter[str]
 ) -> None:
     counted.clear()
     node.attach()
-    # Pair, the port's address, its settings and up; loopback, address, up and route inside.
-    assert counted == {"transactions": 2, "messages": 7, "questions": 2, "dumps": 1}
+    # Pair, no IPv6, the port's address, its settings and up; loopback, address, up and route inside.
+    assert counted == {"transactions": 2, "messages": 8, "questions": 2, "dumps": 1}
 
 
-def test_an_endpoint_of_dockers_is_three_messages_and_no_question(node: Node, counted: Counter[str]) -> None:
+def test_an_endpoint_of_dockers_is_four_messages_and_no_question(node: Node, counted: Counter[str]) -> None:
     counted.clear()
     node.apply(SetEndpoint(CONTAINER, ContainerPort(DEVICE, MTU), MAC))
-    # Pair, the port's address, its settings and up; the rest is Docker's to do.
-    assert counted == {"messages": 3}
+    # Pair, no IPv6, the port's address, its settings and up; the rest is Docker's to do.
+    assert counted == {"messages": 4}
 
 
 def test_connecting_is_one_transaction_for_each_layer(node: Node, counted: Counter[str]) -> None:

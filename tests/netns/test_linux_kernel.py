@@ -92,6 +92,29 @@ def test_a_port_that_lost_a_guard_is_mended(
     assert kernel.observe(ids).ports[PORT.device] == PORT
 
 
+def test_a_port_says_nothing_of_its_own_to_its_container(
+    kernel: KernelIn, node: Namespace, namespaces: Make
+) -> None:
+    container = namespaces()
+    ids = attach(kernel, container)
+    wait_for(lambda: "state UP" in node.ip("link", "show", PORT.device), what="the carrier")
+    assert "inet6" not in node.ip("addr", "show", "dev", PORT.device)
+    # The control: what the kernel gives to any other link that is up.
+    veth(node, "other0", container, "other0")
+    node.ip("link", "set", "other0", "up")
+    container.ip("link", "set", "other0", "up")
+    wait_for(lambda: "inet6" in node.ip("addr", "show", "dev", "other0"), what="an address")
+    assert kernel.observe(ids).ports == {PORT.device: PORT}
+
+
+def test_a_port_too_small_for_ipv6_is_made_all_the_same(kernel: KernelIn, namespaces: Make) -> None:
+    small = attrs.evolve(PORT, mtu=1200)
+    ids = {ID: namespaces().fd}
+    kernel.done(SetBridge(attrs.evolve(BRIDGE, mtu=1200)))
+    kernel.done(SetPort(ID, small, attrs.evolve(END, mtu=1200)), namespaces=ids)
+    assert kernel.observe(ids).ports == {PORT.device: small}
+
+
 def test_the_bridge_learns_no_address_from_a_container(
     kernel: KernelIn, node: Namespace, namespaces: Make
 ) -> None:
