@@ -15,11 +15,15 @@ from unittest import mock
 import attrs
 import msgspec
 
-from netctl.lab import engine, mounts, topology
+from netctl.client import Client
+from netctl.lab import engine, mounts, processes, topology
 from netctl.lab.hosts import Hosts
 from netctl.lab.image import IMAGE, archive, import_arguments
 from netctl.lab.registry import SPEC_FILE
+from netctl.lab.runner import identity_file
 from netctl.lab.topology import LabSpec
+from netctl.wire import identity
+from netctl.wire.messages import ListContainers
 from tests.support.docker_engine import BUSYBOX, COMPOSE, Version, run_docker, search_path
 from tests.support.lab import Lab, Result
 from tests.support.netns import Namespace, wait_for
@@ -109,6 +113,29 @@ class DockerLab(Lab):
         self.docker(node, "run", "--detach", "--name", name, "--network", network, *options, IMAGE, *command)
         return self.placed(node, name)
 
+    # The command line takes its time, and these are asked for again and again while something settles.
+
+    def containers(self) -> dict[str, dict[str, Any]]:
+        with Client(identity.load(identity_file(self.directory))) as client:
+            answer = client.request(ListContainers())
+        return {row.name: attrs.asdict(row) for row in answer.containers}
+
+    def pid(self, process: str) -> int:
+        found = self._hosts().process(process)
+        assert found is not None, f"{process} does not run"
+        return found.pid
+
+    def host(self, name: str) -> Namespace:
+        namespace = self._planned().hosts[name].namespace
+        return self._keep(os.open(f"/run/netns/{namespace}", os.O_RDONLY | os.O_CLOEXEC))
+
+    def _planned(self) -> topology.Topology:
+        spec = msgspec.json.decode((self.directory / SPEC_FILE).read_bytes(), type=LabSpec)
+        return topology.plan(spec)
+
+    def _hosts(self) -> Hosts:
+        return Hosts(self._planned(), lambda _: None)
+
     def inspect(self, node: str, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.docker(node, "inspect", "--type", "container", name).json[0]
         return found
@@ -155,9 +182,7 @@ class DockerLab(Lab):
 
     def begin(self, process: str) -> None:
         """Start one process of the lab that has ended, and no other; do not wait for anything."""
-        spec = msgspec.json.decode((self.directory / SPEC_FILE).read_bytes(), type=LabSpec)
-        hosts = Hosts(topology.plan(spec), lambda _: None)
-        node = process.split(maxsplit=1)[0]
+        hosts, node = self._hosts(), process.split(maxsplit=1)[0]
         if process == topology.engine_name(node):
             keeper = hosts.process(topology.keeper_name(node))
             assert keeper is not None
@@ -181,11 +206,6 @@ class DockerLab(Lab):
         self.end(topology.engine_name(node), signal.SIGKILL if kill else signal.SIGTERM)
         return self.begin_engine(node, settings)
 
-    def agent_ready(self, node: str) -> bool:
-        """Return whether a node's agent has its session with the broker."""
-        rows = self.netctl("node", "list", "--json").json
-        return [row["state"] for row in rows if row["name"] == node] == ["ready"]
-
     @contextlib.contextmanager
     def without_agent(self, node: str, *, hung: bool = False) -> Iterator[None]:
         """Have a node's agent dead, or hung, for a while; at the end it is back."""
@@ -196,22 +216,21 @@ class DockerLab(Lab):
             finally:
                 self.begin(node)
             return
-        processes = [
-            each["pid"] for each in self.state()["processes"] if each["name"] in (node, f"{node} helper")
-        ]
-        for pid in processes:
+        agent = self.pid(node)
+        halted = [agent, *processes.children(agent)]
+        for pid in halted:
             os.kill(pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            for pid in reversed(processes):
+            for pid in reversed(halted):
                 os.kill(pid, signal.SIGCONT)
 
     # --- agreement -----------------------------------------------------------------------------
 
     def disagreements(self) -> list[str]:
         """Say where Docker, the broker's record and the nodes' links differ, all nodes."""
-        recorded = {row["name"]: row for row in self.netctl("ps", "--json").json}
+        recorded = self.containers()
         found = []
         alive: dict[str, str] = {}
         for node in self.nodes:
