@@ -28,6 +28,14 @@ from firewall_rules.compile_container import (
     related_errors,
     rule,
 )
+from firewall_rules.compile_outer import (
+    from_no_peer,
+    from_vxlan_peer,
+    never_a_users,
+    never_forwarded,
+    sent_untracked,
+    untracked,
+)
 from firewall_rules.compile_publishing import (
     hides_clients,
     is_passed,
@@ -69,9 +77,6 @@ _NOT_IPV4 = Match("family", ("ipv4",), negated=True)
 _TCP_OR_UDP = Match("protocol", (PROTOCOLS["tcp"], PROTOCOLS["udp"]))
 _FROM_PEER_BLOCK = InSet(("in_device", "source"), "tunnels")
 _TO_PEER_BLOCK = InSet(("out_device", "destination"), "tunnels")
-_UNTRACKED = Match("flow_state", ("untracked",))
-_GRE = Match("protocol", (PROTOCOLS["gre"],))
-_FROM_VXLAN_PEER = InSet(("source", "vxlan_vni"), "vxlan_peers")
 _DROP = rule("drop")
 
 
@@ -229,7 +234,14 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
                     rule(Jump("from_our_tunnel"), _FROM_TUNNEL),
                     # What a port brings is the bridge's: by itself it came past the bridge table.
                     rule("drop", _FROM_PORT),
-                    *_outer_untracked(policy.vxlan_port, "source"),
+                    # A container's address elsewhere is somebody who would be answered, or leave, as one.
+                    rule(
+                        "drop",
+                        Match("source", (element_network(IPv4Network(policy.block)),)),
+                        Match("in_device", (policy.bridge,), negated=True),
+                        Match("in_device_type", ("loopback",), negated=True),
+                    ),
+                    *untracked(policy.vxlan_port, "source"),
                     rule(
                         "drop",
                         InSet(("in_device", "source"), "direct_sources"),
@@ -241,7 +253,7 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
             Chain(
                 "input",
                 (
-                    rule("accept", *_vxlan(policy.vxlan_port), _FROM_VXLAN_PEER),
+                    from_vxlan_peer(policy.vxlan_port),
                     rule(Jump("from_containers"), from_bridge),
                     rule("drop", _FROM_TUNNEL),
                     rule("drop", _FROM_PEER_BLOCK),
@@ -250,7 +262,7 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
                         Match("destination", (policy.address,)),
                         Match("in_device_type", ("loopback",), negated=True),
                     ),
-                    *_outer(policy.vxlan_port),
+                    *from_no_peer(policy.vxlan_port),
                 ),
                 Hook("filter", "input", FILTER_PRIORITY, "accept"),
             ),
@@ -263,6 +275,7 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
                     rule("drop", _TO_TUNNEL),
                     rule("drop", _FROM_PEER_BLOCK),
                     rule("drop", _TO_PEER_BLOCK),
+                    *never_forwarded(policy.vxlan_port),
                     *_unmarked(),
                 ),
                 # Whoever filters what is forwarded comes after it, and sees the mark.
@@ -270,15 +283,14 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
             ),
             Chain(
                 "outer_output",
-                _outer_untracked(policy.vxlan_port, "destination"),
+                (*never_a_users(policy.vxlan_port), *untracked(policy.vxlan_port, "destination")),
                 Hook("filter", "output", _RAW_PRIORITY, "accept"),
             ),
             Chain(
                 "output",
                 (
                     # What goes to a peer node was looked at in `outer_output`.
-                    rule("accept", _UNTRACKED, *_vxlan(policy.vxlan_port)),
-                    rule("accept", _UNTRACKED, _GRE),
+                    *sent_untracked(policy.vxlan_port),
                     rule(Jump("to_containers"), to_bridge),
                     rule(Jump("errors_only"), _TO_TUNNEL),
                     rule(Jump("errors_only"), _TO_PEER_BLOCK),
@@ -396,24 +408,6 @@ def _not_internal(address: Literal["source", "destination"]) -> InSet:
 def _unmarked() -> tuple[Rule, ...]:
     """Return what takes our marks off a packet that nobody here let through: only we may give it."""
     return (Rule((is_passed(),), (SetMark(0),)),)
-
-
-def _vxlan(port: int) -> tuple[Match, Match]:
-    return Match("protocol", (PROTOCOLS["vxlan"],)), Match("destination_port", (str(port),))
-
-
-def _outer_untracked(vxlan_port: int, peer: Literal["source", "destination"]) -> tuple[Rule, ...]:
-    vxlan = (*_vxlan(vxlan_port), InSet((peer, "vxlan_vni"), "vxlan_peers"))
-    gre = (_GRE, InSet((peer,), "gre_peers"))
-    return Rule(vxlan, ("notrack", "accept")), Rule(gre, ("notrack", "accept"))
-
-
-def _outer(vxlan_port: int) -> tuple[Rule, ...]:
-    used = InSet(("protocol",), "encapsulations")
-    return (
-        rule("drop", _GRE, used, InSet(("source",), "gre_peers", negated=True)),
-        rule("drop", *_vxlan(vxlan_port), used, attrs.evolve(_FROM_VXLAN_PEER, negated=True)),
-    )
 
 
 def _set(

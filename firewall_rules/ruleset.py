@@ -38,6 +38,7 @@ Field = Literal[
     "out_device_type",
     "out_group",
     "protocol",
+    "socket_user",
     "source",
     "source_port",
     "source_type",
@@ -50,8 +51,10 @@ the flow it is about), which way this packet goes (original, reply), its state (
 what was done to it where it began (dnat: its destination was translated).
 ``error_*`` are the addresses of the packet that an ICMP error quotes (RFC 792). ``family`` is ipv4 or ipv6.
 ``source_type`` and
-``destination_type`` are local for an address of this host. ``in_group`` and ``out_group`` are a link's
-group as a number; it stays with a link that moves to another namespace.
+``destination_type`` are local for an address of this host. ``socket_user`` is the number of the user whose
+process's socket sends the packet; of any other packet no question about it is answered with yes.
+``in_group`` and ``out_group`` are a link's group as a number; it stays with a link that moves to another
+namespace.
 ``arp_form`` has the one value ``ipv4``: an Ethernet ARP request or reply for IPv4 (RFC 826).
 """
 

@@ -94,6 +94,7 @@ _EXPRESSIONS: Mapping[Field, str] = {
     "out_device_type": "meta oiftype",
     "out_group": "meta oifgroup",
     "protocol": "meta l4proto",
+    "socket_user": "meta skuid",
     "source": "ip saddr",
     "source_port": "th sport",
     "source_type": "fib saddr type",
