@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from firewall_rules.backends.base import ContainerBackend, FirewallError
 from firewall_rules.backends.choose import Preference, choose
@@ -29,6 +29,9 @@ from nodeagent.kernel import netlink
 from nodeagent.kernel.linux import LinuxKernel
 from nodeagent.kernel.watch import LinkWatch
 from nodeagent.sandboxes import MountedSandboxes
+
+if TYPE_CHECKING:
+    from nodeagent.engine.docker_api import DockerApi
 
 DOCKER_EXEC_ROOT: Final = Path("/run/docker")
 """Docker's own default."""
@@ -61,10 +64,21 @@ def _container_backend(preference: Preference, records: Path) -> ContainerBacken
 
 
 def _docker(options: argparse.Namespace) -> Engine:
-    """Return the engine `docker`, whose library is loaded only where it is on offer."""
-    from nodeagent.engine.docker import DockerEngine  # noqa: PLC0415 - see above
+    """Return the engine `docker`. It is loaded only where it is on offer.
 
-    return DockerEngine(options.docker_socket, options.state_dir, guarded=(options.run_dir, *options.mask))
+    Its library takes a third of a second, which is left to the first of its threads that needs it.
+    """
+    from nodeagent.engine.docker_core import DockerCore  # noqa: PLC0415 - see above
+    from nodeagent.engine.docker_jobs import Settings  # noqa: PLC0415 - see above
+
+    def connect() -> DockerApi:
+        from nodeagent.engine.docker import SdkApi  # noqa: PLC0415 - see above
+
+        return SdkApi(str(options.docker_socket), Settings().driver)
+
+    guarded = (options.docker_socket, options.state_dir, options.run_dir, *options.mask)
+    paths = sorted({str(path.resolve()) for path in guarded})
+    return DockerCore(connect, options.state_dir, Settings(guarded=tuple(paths)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
