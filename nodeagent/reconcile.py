@@ -336,7 +336,7 @@ class Reconciler:
     def _removed(self) -> bool:
         """The node was removed: take everything out."""
         self._failed.clear()
-        taken = take_out(self._helper, self._found)
+        taken = take_out(self._helper, self._found, patience=0.0)
         self.observed = taken.observed
         self.writes += taken.writes
         self._scope = Scope()

@@ -15,6 +15,8 @@ from nodeagent.helper_messages import ContainerChanged
 from nodeagent.kernel_state import HostState
 
 TRIES: Final = 3
+PATIENCE: Final = 30.0
+"""Seconds an engine may take to remove its containers, where somebody waits for that."""
 _COMES_BACK: Final = "something of ours comes back after it was removed"
 
 
@@ -33,7 +35,7 @@ class Removal:
     writes: int
 
 
-def take_out(helper: Helper, found: Mapping[str, str], *, patience: float = 0.0) -> Removal:
+def take_out(helper: Helper, found: Mapping[str, str], *, patience: float = PATIENCE) -> Removal:
     """Take everything of ours out, and set back what was set otherwise before us. Done twice, it is no error.
 
     Containers that Docker's users made stay, cut off from the overlay.
