@@ -22,7 +22,7 @@ from nodeagent.engine.fake import FakeEngine
 from nodeagent.kernel.channel import new_namespace
 from nodeagent.kernel.linux import LinuxKernel
 from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, EngineContainer
-from nodeagent.ops import SetBridge, SetContainerRules, SetEnd, SetHostRules, SetPort, UpdateHostRules
+from nodeagent.ops import Op, SetBridge, SetContainerRules, SetEnd, SetHostRules, SetPort, UpdateHostRules
 
 MTU = 1450
 GATEWAY = "10.1.0.1"
@@ -45,25 +45,78 @@ class Namespaces(FakeEngine):
         return self.made[container]
 
 
-def measure(rounds: int, records: Path) -> Row:
-    """Attach `rounds` containers both ways in turn, in a node of the benchmark's own.
+class Node:
+    """A node of the benchmark's own: host rules and bridge stand, containers come as bare namespaces.
 
     Args:
-        rounds: Containers each way.
         records: An empty folder.
     """
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    node = new_namespace()
-    enter(node)
-    try:
-        return _measure(rounds, records)
-    finally:
-        enter(home)
-        os.close(home)
-        os.close(node)
+
+    def __init__(self, records: Path) -> None:
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._node = new_namespace()
+        enter(self._node)
+        try:
+            self._engine = Namespaces()
+            containers, hosts = NftablesContainerBackend(records), NftablesHostBackend(records)
+            self._host = Host(LinuxKernel(), containers, hosts, [self._engine])
+            self._done(
+                SetHostRules(HostPolicy(BRIDGE, GATEWAY, "10.1.0.0/16", "10.0.0.0/8", closed=CLOSED)),
+                SetBridge(Bridge(f"{GATEWAY}/16", MTU, mac_of(GATEWAY))),
+            )
+            self._floor = Floor(socket.if_nametoindex(BRIDGE), MTU)
+        finally:
+            enter(self._home)
+
+    def _done(self, *operations: Op) -> None:
+        errors = self._host.apply(operations)
+        if any(errors):
+            raise RuntimeError(errors)
+
+    def attach(self, container: str, address: str) -> float:
+        """Attach a container as the agent has it done; return the milliseconds."""
+        enter(self._node)
+        try:
+            self._engine.made[container] = new_namespace()
+            device, mac = port_device(container), mac_of(address)
+            port, end = ContainerPort(device, MTU), ContainerEnd(f"{address}/16", GATEWAY, MTU, mac)
+            began = time.perf_counter()
+            self._done(
+                UpdateHostRules(bindings=(PortBinding(device, mac, address),)),
+                SetContainerRules(container, ContainerPolicy(address, GATEWAY, closed=CLOSED)),
+                SetPort(container, port, end),
+                SetEnd(container, end),
+            )
+            return (time.perf_counter() - began) * 1000
+        finally:
+            enter(self._home)
+
+    def attach_by_hand(self, container: str, address: str) -> float:
+        """Do the same with as little as it takes; return the milliseconds."""
+        enter(self._node)
+        try:
+            namespace = self._engine.made[f"by hand {container}"] = new_namespace()
+            device, mac = port_device(container), mac_of(address)
+            rules = install_text(
+                compile_container(ContainerPolicy(address, GATEWAY, closed=CLOSED)), 0
+            ).encode()
+            binding = f"add element bridge netctl bindings {{ {device} . {mac} . {address} }}\n".encode()
+            by_hand = ByHand(device, mac, address, GATEWAY, rules, binding)
+            began = time.perf_counter()
+            self._floor.attach(namespace, by_hand)
+            return (time.perf_counter() - began) * 1000
+        finally:
+            enter(self._home)
+
+    def close(self) -> None:
+        """Let go of it all."""
+        self._floor.close()
+        for descriptor in (*self._engine.made.values(), self._node, self._home):
+            os.close(descriptor)
 
 
-def _containers(first: int) -> Iterator[tuple[str, str]]:
+def containers(first: int = 256) -> Iterator[tuple[str, str]]:
+    """Yield ids and addresses, none twice."""
     for number in range(first, 65000):
         yield f"{number:032x}"[::-1], f"10.1.{number >> 8}.{number & 255}"
 
@@ -74,52 +127,22 @@ def _processes() -> int:
     return usage.ru_minflt + usage.ru_nvcsw
 
 
-def _measure(rounds: int, records: Path) -> Row:
-    engine = Namespaces()
-    containers, hosts = NftablesContainerBackend(records), NftablesHostBackend(records)
-    host = Host(LinuxKernel(), containers, hosts, [engine])
-    setup = host.apply(
-        (
-            SetHostRules(HostPolicy(BRIDGE, GATEWAY, "10.1.0.0/16", "10.0.0.0/8", closed=CLOSED)),
-            SetBridge(Bridge(f"{GATEWAY}/16", MTU, mac_of(GATEWAY))),
-        )
-    )
-    if any(setup):
-        raise RuntimeError(setup)
-    floor = Floor(socket.if_nametoindex(BRIDGE), MTU)
+def measure(rounds: int, records: Path) -> Row:
+    """Attach `rounds` containers both ways in turn.
+
+    Args:
+        rounds: Containers each way.
+        records: An empty folder.
+    """
+    node = Node(records)
     ours, by_hand = [], []
     processes = _processes()
-    names = _containers(256)
+    names = containers()
     for _ in range(rounds):
-        container, address = next(names)
-        engine.made[container] = new_namespace()
-        device, mac = port_device(container), mac_of(address)
-        operations = (
-            UpdateHostRules(bindings=(PortBinding(device, mac, address),)),
-            SetContainerRules(container, ContainerPolicy(address, GATEWAY, closed=CLOSED)),
-            SetPort(container, ContainerPort(device, MTU), ContainerEnd(f"{address}/16", GATEWAY, MTU, mac)),
-            SetEnd(container, ContainerEnd(f"{address}/16", GATEWAY, MTU, mac)),
-        )
-        begin = time.perf_counter()
-        errors = host.apply(operations)
-        ours.append((time.perf_counter() - begin) * 1000)
-        if any(errors):
-            raise RuntimeError(errors)
-
-        container, address = next(names)
-        namespace = new_namespace()
-        device, mac = port_device(container), mac_of(address)
-        rules = install_text(compile_container(ContainerPolicy(address, GATEWAY, closed=CLOSED)), 0).encode()
-        binding = f"add element bridge netctl bindings {{ {device} . {mac} . {address} }}\n".encode()
-        by_hand_of = ByHand(device, mac, address, GATEWAY, rules, binding)
-        begin = time.perf_counter()
-        floor.attach(namespace, by_hand_of)
-        by_hand.append((time.perf_counter() - begin) * 1000)
-        engine.made[f"by hand {container}"] = namespace
+        ours.append(node.attach(*next(names)))
+        by_hand.append(node.attach_by_hand(*next(names)))
     forked = _processes() - processes
-    floor.close()
-    for namespace in engine.made.values():
-        os.close(namespace)
+    node.close()
     times = median(ours) / median(by_hand)
     return Row(
         "attach one container",

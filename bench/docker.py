@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.attach import Node, containers
 from bench.lab import Lab, lab
 from bench.peers import Podman, peers
+from bench.record import Recorder
 from bench.statistics import Row, median
 from netctl.lab.image import IMAGE, archive, import_arguments
 
@@ -96,6 +98,10 @@ def _measure(up: Lab, rounds: int, scratch: Path, image: Path) -> list[Row]:
     kept = api.create("bridge")
     api.start(kept)
     podman = Podman(scratch / "podman")
+    for folder in ("records", "broker"):
+        (scratch / folder).mkdir()
+    node, recorder, names = Node(scratch / "records"), Recorder(scratch / "broker"), containers()
+    ours: list[float] = []
     with peers(scratch) as programs:
         attaches: dict[str, list[float]] = {peer.name: [] for peer in programs}
         podman.prepare(image)
@@ -111,12 +117,28 @@ def _measure(up: Lab, rounds: int, scratch: Path, image: Path) -> list[Row]:
                 api.call("POST", f"/networks/{network}/connect", {"Container": kept})
                 taken.append(_milliseconds(began))
                 api.call("POST", f"/networks/{network}/disconnect", {"Container": kept})
+            container, address = next(names)
+            ours.append(recorder.record(container) + node.attach(container, address))
             for peer in programs:
                 attaches[peer.name].append(peer.once(number))
             for network, taken in podman_starts.items():
                 taken.append(podman.start(network))
     api.remove(kept)
-    return _rows(starts, connects, attaches, podman_starts)
+    node.close()
+    recorder.close()
+    return [_beside_peers(ours[_WARM:], attaches), *_rows(starts, connects, attaches, podman_starts)]
+
+
+def _beside_peers(ours: list[float], attaches: Mapping[str, list[float]]) -> Row:
+    name, fastest = min(attaches.items(), key=lambda item: median(item[1][_WARM:]))
+    beside = fastest[_WARM:]
+    return Row(
+        "attach as the agent has it done, address and record included",
+        name,
+        "ms", ours, beside, f"at most 1/{PEERS_RATIO:g} of the fastest other",
+        median(ours) <= median(beside) / PEERS_RATIO,
+        f"{len(ours)} rounds; without the messages between broker, agent and helper",
+    )  # fmt: skip
 
 
 def _added(with_network: list[float], without: list[float]) -> list[float]:
