@@ -73,7 +73,10 @@ class DockerCore:
         self._hear: Callable[[DockerNews], None] | None = None
         self._news: list[DockerNews] = []
         self._watch = DockerWatch(
-            connect, settings.driver, lambda found: self._outbox.post(lambda: self._take(found))
+            connect,
+            settings.driver,
+            self._records.knows,
+            lambda found: self._outbox.post(lambda: self._take(found)),
         )
         self._watch.start()
 
@@ -309,6 +312,7 @@ class DockerCore:
             self._records.put(container, Start())
             docker_id = docker_jobs.create(api, self._settings, creation, tell, box.cancelled.is_set)
             self._outbox.post(lambda: self._made(box, docker_id))
+            self._records.put(container, Start(docker_id=docker_id))
             if generation:
                 self._do_start(container, box, generation, docker_id)
             else:
@@ -323,6 +327,10 @@ class DockerCore:
         box.docker_id, box.making = docker_id, False
 
     def _unmade(self, container: str, box: Box, generation: int, reason: str) -> None:
+        if box.docker_id:
+            # Docker made it; what came after failed.
+            self._lose(container, box)
+            return
         box.making, box.unmade = False, True
         self._records.drop(container)
         self._boxes.set(container, box, EngineContainer("failed", generation, None, reason))
@@ -390,8 +398,13 @@ class DockerCore:
         answer = api.inspect(docker_id, ASK_SECONDS)
         if answer is None:
             self._outbox.post(lambda: self._boxes.drop(container, box))
-        else:
-            self._post(container, box, container_of(answer, self._records.get(container)))
+            return
+        start = self._records.get(container)
+        if start is not None and not start.docker_id:
+            # That it was made is heard only now.
+            start = attrs.evolve(start, docker_id=docker_id)
+            self._records.put(container, start)
+        self._post(container, box, container_of(answer, start))
 
     def _do_revive(self, docker_id: str) -> None:
         try:

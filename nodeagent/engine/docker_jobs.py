@@ -194,7 +194,7 @@ def start(api: DockerApi, records: Records, container: str, docker_id: str, gene
         return False
     since = started_at(answer)
     earlier = container_of(answer, records.get(container)).generation
-    asked = Start(generation, since, earlier)
+    asked = Start(generation, since, earlier, docker_id=docker_id)
     records.put(container, asked)
     try:
         _restore_policy(api, docker_id, answer)

@@ -1,7 +1,9 @@
-"""What must be known of the broker's Docker containers when the agent starts anew: which start was the last.
+"""What must be known of the broker's Docker containers when the agent starts anew: which they are, how begun.
 
-Docker keeps everything else; a container's labels do not change after it was made. One small file for each
-container, in a directory of its own.
+Docker keeps everything else. One small file for each container, in a directory of its own.
+
+Whoever makes a container, or the image that it is made from, chooses its labels. So a label alone makes none
+of them ours: there must be a record that we made one, and of which, as soon as Docker had said so.
 
 A start of generation `g` is written down before Docker is asked for it, with the time at which the command
 had last been started until then. If Docker says another time later, that start took place (or somebody
@@ -36,12 +38,15 @@ class Start:
         before: When the command had last been started until then, as Docker writes it.
         earlier: The generation that held until then.
         failure: Why it failed; empty: it did not, for all we know.
+        docker_id: Docker's id of the container; empty: Docker's answer did not come (yet), and whichever
+            has its label is taken for it.
     """
 
     generation: Revision = 0
     before: Word = ""
     earlier: Revision = 0
     failure: Text = ""
+    docker_id: Word = ""
 
 
 class Records:
@@ -73,6 +78,11 @@ class Records:
         """Return what is known of a container's last start; None: nothing."""
         with self._lock:
             return self._kept.get(container)
+
+    def knows(self, container: str, docker_id: str) -> bool:
+        """Tell whether Docker's container `docker_id`, which is labelled as `container`, is that one."""
+        kept = self.get(container)
+        return kept is not None and kept.docker_id in ("", docker_id)
 
     def put(self, container: str, start: Start) -> None:
         """Remember it, durably.

@@ -50,7 +50,7 @@ def is_docker_id(text: object) -> bool:
 
 
 def our_id(labels: object) -> str:
-    """Return the id of the broker's container that has these labels; empty: it is none."""
+    """Return the id of the broker's container that these labels name; empty: none."""
     value = labels.get(ID_LABEL) if isinstance(labels, Mapping) else None
     return value if isinstance(value, str) and _CONTAINER.match(value) else ""
 
@@ -83,7 +83,7 @@ def network_of(answer: Mapping[str, Any]) -> tuple[DockerNetwork, dict[str, Endp
 
 
 def seen_of(
-    entry: Mapping[str, Any], networks: Iterable[DockerNetwork], endpoint: Endpoint | None
+    entry: Mapping[str, Any], networks: Iterable[DockerNetwork], endpoint: Endpoint | None, ours: str
 ) -> DockerSeen | None:
     """Return a container that is ours or on one of our networks; None: it is neither.
 
@@ -91,12 +91,12 @@ def seen_of(
         entry: Of the list that ``GET /containers/json`` answers.
         networks: Ours.
         endpoint: Its place on one of them now; None: it has none.
+        ours: Its id at the broker, where the broker had it made; empty: somebody else made it.
     """
     identifier = entry.get("Id")
     if not is_docker_id(identifier):
         return None
     labels = entry.get("Labels")
-    ours = our_id(labels)
     connected = endpoint is not None or _is_configured(entry, networks)
     if not connected and not ours:
         return None

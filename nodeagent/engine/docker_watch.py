@@ -57,6 +57,7 @@ class OursChanged:
 
 
 Tell = Callable[[DockerNews | Listed | OursChanged], None]
+Knows = Callable[[str, str], bool]
 
 
 @attrs.frozen
@@ -83,12 +84,15 @@ class DockerWatch:
     Args:
         connect: Makes a api; called in each thread. Raises AwayError.
         driver: Name of our network driver.
+        knows: Says of one of the broker's containers whether it is that container of Docker's (second), which
+            is labelled so.
         tell: Called from the viewer thread with all that is found.
     """
 
-    def __init__(self, connect: Callable[[], DockerApi], driver: str, tell: Tell) -> None:
+    def __init__(self, connect: Callable[[], DockerApi], driver: str, knows: Knows, tell: Tell) -> None:
         self._connect = connect
         self._driver = driver
+        self._knows = knows
         self._tell = tell
         self._queue: queue.Queue[_Queued] = queue.Queue()
         self._closed = threading.Event()
@@ -177,7 +181,7 @@ class DockerWatch:
                 return
             try:
                 if isinstance(item, _Contact):
-                    view = _View(self._connect(), self._driver, self._tell)
+                    view = _View(self._connect(), self._driver, self._knows, self._tell)
                     view.list(fresh=True)
                     away = ""
                 elif isinstance(item, _Lost):
@@ -199,9 +203,10 @@ class DockerWatch:
 class _View:
     """What is known of Docker's containers during one contact."""
 
-    def __init__(self, api: DockerApi, driver: str, tell: Tell) -> None:
+    def __init__(self, api: DockerApi, driver: str, knows: Knows, tell: Tell) -> None:
         self._api = api
         self._driver = driver
+        self._knows = knows
         self._tell = tell
         self._networks: dict[str, DockerNetwork] = {}
         self._endpoints: dict[str, dict[str, Endpoint]] = {}
@@ -262,7 +267,7 @@ class _View:
         self._refresh(docker_id)
 
     def _container_event(self, action: str, docker_id: str, attributes: Mapping[str, Any]) -> None:
-        ours = our_id(attributes)
+        ours = self._ours(attributes, docker_id)
         if action == "destroy":
             self._died.pop(docker_id, None)
             if self._seen.pop(docker_id, None) is not None:
@@ -280,6 +285,11 @@ class _View:
             self._refresh(docker_id)
         if ours:
             self._tell(OursChanged(ours, docker_id))
+
+    def _ours(self, labels: object, docker_id: str) -> str:
+        """Return the id of the broker's container that Docker calls `docker_id`; empty: it is none."""
+        labelled = our_id(labels)
+        return labelled if labelled and self._knows(labelled, docker_id) else ""
 
     def _refresh(self, docker_id: str) -> None:
         entries = self._api.list({"id": [docker_id]}, LIST_SECONDS)
@@ -300,7 +310,8 @@ class _View:
 
     def _see(self, entry: Mapping[str, Any]) -> DockerSeen | None:
         docker_id = str(entry.get("Id"))
-        seen = seen_of(entry, self._networks.values(), self._endpoint_of(docker_id))
+        ours = self._ours(entry.get("Labels"), docker_id)
+        seen = seen_of(entry, self._networks.values(), self._endpoint_of(docker_id), ours)
         if seen is not None and seen.state == "running" and docker_id in self._died:
             restarting = entry.get("State") == "restarting"
             if not restarting:

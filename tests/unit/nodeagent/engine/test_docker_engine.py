@@ -169,6 +169,48 @@ def test_docker_dying_in_the_middle_of_a_create_leaves_all_in_agreement(node: No
     until_state(node.engine, container, "created")
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_label_makes_nobody_the_brokers_container(node: Node, *, restarted: bool) -> None:
+    container = node.running()
+    own = node.api.find("web")
+    assert own is not None
+    forged = node.api.run("forged", "netctl", {"netctl.id": container})
+    # As an image that was made of another container of the broker's has it.
+    strange = node.api.run("strange", "netctl", {"netctl.id": "ab" * 16})
+    if restarted:
+        node.again()
+        node.heard()
+    node.until(lambda: node.seen("strange") is not None and node.seen("forged") is not None)
+    seen = {name: node.seen(name) for name in ("web", "forged", "strange")}
+    assert {name: one.ours for name, one in seen.items() if one is not None} == {
+        "web": container,
+        "forged": "",
+        "strange": "",
+    }
+    assert set(node.engine.containers()) == {container}
+    node.engine.remove(container)
+    until_state(node.engine, container, "gone")
+    assert set(node.api.containers) == {forged.id, strange.id}
+
+
+def test_a_container_whose_making_was_never_answered_is_known_by_its_label_until_it_is_recorded(
+    node: Node,
+) -> None:
+    node.api.faults["POST /containers/create"] = Fault(die=True, times=1)
+    container = node.make()
+    until_state(node.engine, container, "created")
+    forged = node.api.run("forged", "netctl", {"netctl.id": container})
+    node.again()
+    node.heard()
+    until_state(node.engine, container, "created")
+    seen = node.seen("forged")
+    assert seen is not None
+    assert seen.ours == ""
+    node.engine.remove(container)
+    until_state(node.engine, container, "gone")
+    assert set(node.api.containers) == {forged.id}
+
+
 def test_while_docker_is_away_its_containers_are_unknown_and_nothing_is_asked_of_it(node: Node) -> None:
     container = node.running()
     node.api.close()

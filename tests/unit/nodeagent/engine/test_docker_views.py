@@ -94,26 +94,26 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 
 def test_before_its_first_start_a_container_is_known_by_the_name_of_its_network() -> None:
-    seen = seen_of(entry(), [OURS], None)
+    seen = seen_of(entry(), [OURS], None, "")
     assert seen is not None
     assert (seen.name, seen.state, seen.connected, seen.endpoint) == ("web", "created", True, "")
 
 
 def test_a_network_of_the_same_name_and_another_id_is_another_one() -> None:
     other = {"Networks": {"demo": {"NetworkID": "b2" * 32}}}
-    assert seen_of(entry(NetworkSettings=other), [OURS], None) is None
+    assert seen_of(entry(NetworkSettings=other), [OURS], None, "") is None
     mine = {"Networks": {"renamed": {"NetworkID": NETWORK}}}
-    assert seen_of(entry(NetworkSettings=mine), [OURS], None) is not None
+    assert seen_of(entry(NetworkSettings=mine), [OURS], None, "") is not None
 
 
 def test_an_endpoint_makes_it_connected_whatever_the_list_says_yet() -> None:
-    seen = seen_of(entry(NetworkSettings={}), [OURS], Endpoint(ENDPOINT, "10.1.0.9"))
+    seen = seen_of(entry(NetworkSettings={}), [OURS], Endpoint(ENDPOINT, "10.1.0.9"), "")
     assert seen is not None
     assert (seen.endpoint, seen.address, seen.connected) == (ENDPOINT, "10.1.0.9", True)
 
 
 def test_a_container_of_the_brokers_is_seen_even_off_our_networks() -> None:
-    seen = seen_of(entry(NetworkSettings=None, Labels={"netctl.id": "ab" * 16}), [OURS], None)
+    seen = seen_of(entry(NetworkSettings=None, Labels={"netctl.id": "ab" * 16}), [OURS], None, "ab" * 16)
     assert seen is not None
     assert (seen.ours, seen.connected) == ("ab" * 16, False)
 
@@ -132,7 +132,7 @@ def test_exit_codes_are_read_from_the_status() -> None:
         ("Exited (many)", "exited", None),
         (None, "exited", None),
     ):
-        seen = seen_of(entry(State=state, Status=status), [OURS], None)
+        seen = seen_of(entry(State=state, Status=status), [OURS], None, "")
         assert seen is not None
         assert seen.exit_code == code
 
@@ -143,7 +143,7 @@ def test_labels_are_bounded_and_only_those_that_mean_something() -> None:
         "PATH": "/",
         "netctl.n": 5,
     }
-    seen = seen_of(entry(Labels=labels), [OURS], None)
+    seen = seen_of(entry(Labels=labels), [OURS], None, "")
     assert seen is not None
     assert len(seen.labels) == 32
     assert all(name.startswith("netctl.x") for name, _ in seen.labels)
@@ -158,7 +158,7 @@ def test_labels_are_bounded_and_only_those_that_mean_something() -> None:
     ],
 )  # fmt: skip
 def test_an_entry_that_makes_no_sense_is_nobody(broken: dict[str, Any]) -> None:
-    assert seen_of(broken, [OURS], None) is None
+    assert seen_of(broken, [OURS], None, "") is None
 
 
 def test_a_network_and_who_is_on_it() -> None:
@@ -230,6 +230,11 @@ def test_records_outlive_whoever_kept_them(tmp_path: Any) -> None:
     assert set(again.containers()) == {"ab" * 16, "cd" * 16, "ef" * 16}
     assert again.get("ab" * 16) == Start(3, FIRST, 2, "why")
     assert again.get("ef" * 16) == Start()
+    again.put("cd" * 16, Start(1, docker_id="12" * 32))
+    assert Records(tmp_path / "docker").knows("cd" * 16, "12" * 32)
+    assert not again.knows("cd" * 16, "34" * 32)
+    assert again.knows("ab" * 16, "34" * 32), "nobody heard yet which one it is"
+    assert not again.knows("99" * 16, "34" * 32)
     again.drop("ab" * 16)
     again.drop("99" * 16)
     assert Records(tmp_path / "docker").get("ab" * 16) is None
