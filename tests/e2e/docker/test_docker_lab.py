@@ -47,7 +47,9 @@ def test_an_engine_in_a_namespace_leaves_nothing(version: Version, tmp_path: Pat
         assert "docker0" in engine.namespace.ip("-o", "link")
     assert left(tmp_path / "engine") == []
     assert {folder: folder.exists() for folder in mounts.FOLDERS} == folders
-    assert listing().network == before.network
+    # Others may be at work on this machine, but nobody else there is called after Docker.
+    now = {line for line in listing().network.splitlines() if "docker" in line.lower()}
+    assert now <= {*before.network.splitlines()}
 
 
 @pytest.fixture
