@@ -16,6 +16,8 @@ from nodeagent.kernel_state import EngineContainer
 
 LABELS: Final = ("com.docker.compose.project", "com.docker.compose.service")
 """Compose's labels that mean something to us, beside our own ``netctl.*``."""
+_OURS: Final = "netctl."
+_COMPOSE: Final = "com.docker.compose."
 MOST_LABELS: Final = 32
 MOST_TEXT: Final = 4096
 NEVER: Final = "0001-01-01T00:00:00Z"
@@ -138,15 +140,44 @@ def _name(names: object, otherwise: str) -> str:
     return otherwise[:12]
 
 
+def mean_something(labels: object) -> bool:
+    """Tell whether some of these labels mean something to us."""
+    return isinstance(labels, Mapping) and any(_means_something(name) for name in labels)
+
+
+def without_images(labels: object, answer: Mapping[str, Any] | None) -> dict[str, object]:
+    """Return a container's labels but for those that it has from its image: that is somebody else's word.
+
+    Compose labels the images it builds with project and service, too. It is Compose that made the container
+    if that has more of Compose's labels than its image.
+
+    Args:
+        labels: The container's.
+        answer: Of ``GET /images/ID/json``; None: nobody knows, and none is left.
+    """
+    config = None if answer is None else answer.get("Config")
+    if not isinstance(config, Mapping) or not isinstance(labels, Mapping):
+        return {}
+    images = config.get("Labels")
+    known = images if isinstance(images, Mapping) else {}
+    own = {name: value for name, value in labels.items() if name not in known or known[name] != value}
+    if any(isinstance(name, str) and name.startswith(_COMPOSE) for name in own):
+        own.update((name, labels[name]) for name in LABELS if name in labels)
+    return own
+
+
+def _means_something(name: object) -> bool:
+    return isinstance(name, str) and (name.startswith(_OURS) or name in LABELS)
+
+
 def _labels(labels: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(labels, Mapping):
         return ()
     meant = (
         (name, value)
         for name, value in sorted(labels.items())
-        if isinstance(name, str)
-        and isinstance(value, str)
-        and (name.startswith("netctl.") or name in LABELS)
+        if isinstance(value, str)
+        and _means_something(name)
         and len(name) <= MOST_TEXT
         and len(value) <= MOST_TEXT
     )

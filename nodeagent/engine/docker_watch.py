@@ -23,7 +23,15 @@ import attrs
 from netctl import log
 from nodeagent.engine.base import DockerNews
 from nodeagent.engine.docker_api import AnswerError, AwayError, DockerApi, Stream
-from nodeagent.engine.docker_views import Endpoint, is_docker_id, network_of, our_id, seen_of
+from nodeagent.engine.docker_views import (
+    Endpoint,
+    is_docker_id,
+    mean_something,
+    network_of,
+    our_id,
+    seen_of,
+    without_images,
+)
 from nodeagent.helper_messages import DockerAway, DockerChanged, DockerListed, DockerNetwork, DockerSeen
 
 FIRST_PAUSE: Final = 0.1
@@ -36,6 +44,8 @@ LIST_SECONDS: Final = 15.0
 MOST_WAITING: Final = 4096
 """Events that wait to be looked at; if there are more, everything is looked at instead."""
 MOST_LINE: Final = 2**20
+MOST_IMAGES: Final = 256
+"""Images whose labels are remembered."""
 CONTAINER_EVENTS: Final = ("create", "start", "die", "rename", "destroy", "update", "pause", "unpause")
 NETWORK_EVENTS: Final = ("create", "connect", "disconnect", "destroy")
 
@@ -213,6 +223,8 @@ class _View:
         self._seen: dict[str, DockerSeen] = {}
         # An engine tells that a container died before its list does, and no event follows.
         self._died: dict[str, int | None] = {}
+        # By id, which is a hash of what they are.
+        self._images: dict[str, Mapping[str, Any]] = {}
 
     def list(self, *, fresh: bool) -> None:
         """Look at everything, and tell it."""
@@ -311,12 +323,30 @@ class _View:
     def _see(self, entry: Mapping[str, Any]) -> DockerSeen | None:
         docker_id = str(entry.get("Id"))
         ours = self._ours(entry.get("Labels"), docker_id)
+        labels = entry.get("Labels")
+        if not ours and mean_something(labels):
+            entry = {**entry, "Labels": without_images(labels, self._image(entry.get("ImageID")))}
         seen = seen_of(entry, self._networks.values(), self._endpoint_of(docker_id), ours)
         if seen is not None and seen.state == "running" and docker_id in self._died:
             restarting = entry.get("State") == "restarting"
             if not restarting:
                 return attrs.evolve(seen, state="exited", exit_code=self._died[docker_id])
         return seen
+
+    def _image(self, identifier: object) -> Mapping[str, Any] | None:
+        """Return what Docker says of an image; None: nothing that could be understood."""
+        if not isinstance(identifier, str):
+            return None
+        answer: object = self._images.get(identifier)
+        if answer is None:
+            with contextlib.suppress(AnswerError):
+                answer = self._api.image(identifier, LIST_SECONDS)
+        if not isinstance(answer, Mapping):
+            return None
+        if len(self._images) >= MOST_IMAGES:
+            self._images.clear()
+        self._images[identifier] = answer
+        return answer
 
     def _endpoint_of(self, docker_id: str) -> Endpoint | None:
         """Return a container's endpoint on any of our networks; Docker lets it have one."""

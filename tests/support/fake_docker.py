@@ -150,10 +150,11 @@ class FakeDockerApi:
         return container
 
     def run(self, name: str, network: str, labels: dict[str, str] | None = None) -> FakeContainer:
-        """As `docker run --network`."""
+        """As `docker run --network`; a label of the image is one of the container."""
+        image = self.images.setdefault("busybox", {"Config": {}})
         body = {
             "Image": "busybox",
-            "Labels": labels or {},
+            "Labels": {**(image["Config"].get("Labels") or {}), **(labels or {})},
             "HostConfig": {"NetworkMode": network},
             "NetworkingConfig": {"EndpointsConfig": {network: {}}},
         }
@@ -244,6 +245,7 @@ class FakeDockerApi:
             "Id": one.id,
             "Names": [f"/{one.name}"],
             "Image": one.body.get("Image"),
+            "ImageID": one.body.get("Image"),
             "Labels": one.labels,
             "State": one.status,
             "Status": status,

@@ -517,6 +517,41 @@ def test_containers_of_dockers_users_are_told_as_they_come_and_go(node: Node) ->
     assert node.api.networks[network]["Name"] == "demo"
 
 
+def test_what_an_image_is_labelled_with_asks_for_nothing(node: Node) -> None:
+    node.api.network("demo")
+    project, service = "com.docker.compose.project", "com.docker.compose.service"
+    wish = "netctl.connect"
+    labels = {wish: "db:5432/tcp", project: "shop", service: "db"}
+    node.api.images["busybox"] = {"Config": {"Labels": labels}}
+    node.api.run("plain", "demo")
+    node.api.run("own", "demo", {wish: "cache:6379/tcp"})
+    # Compose labels the images that it builds, too, and their containers with more.
+    node.api.run("built", "demo", {project: "shop", service: "db", "com.docker.compose.oneoff": "False"})
+    node.until(lambda: node.seen("built") is not None)
+    seen = {name: node.seen(name) for name in ("plain", "own", "built")}
+    assert {name: dict(one.labels) for name, one in seen.items() if one is not None} == {
+        "plain": {},
+        "own": {wish: "cache:6379/tcp"},
+        "built": {project: "shop", service: "db"},
+    }
+
+
+@pytest.mark.parametrize("fault", [Fault(status=404), Fault(status=500)])
+def test_of_an_image_that_cannot_be_looked_at_nobody_knows_which_labels_it_has(
+    node: Node, fault: Fault
+) -> None:
+    node.api.network("demo")
+    node.api.faults["GET /images/busybox/json"] = fault
+    node.api.run("web", "demo", {"netctl.connect": "db:5432/tcp"})
+    node.until(lambda: node.seen("web") is not None)
+    seen = node.seen("web")
+    assert seen is not None
+    assert (seen.labels, seen.connected) == ((), True)
+    del node.api.faults["GET /images/busybox/json"]
+    node.engine.list_docker()
+    node.until(lambda: (seen := node.seen("web")) is not None and bool(seen.labels))
+
+
 def test_a_container_that_joins_later_and_leaves_again(node: Node) -> None:
     node.api.network("demo")
     made = node.api.make("late", {"Image": "busybox"})
