@@ -80,8 +80,13 @@ def inspect(
     """Show one container whole, with its connections."""
     answer = target.ask(context, lab, InspectContainer(name), ContainerDetail, "the broker")
     row = output.container_detail_row(answer)
-    if answer.workload.engine == "process" and not as_json:
-        row = {key: value for key, value in row.items() if key not in output.DOCKER_ONLY}
+    if not as_json:
+        nothing: tuple[str, ...] = ()
+        if answer.workload.engine == "process":
+            nothing = output.DOCKER_ONLY
+        elif answer.docker is not None:
+            nothing = output.DOCKERS_OWN
+        row = {key: value for key, value in row.items() if key not in nothing}
     output.show_record(row, as_json=as_json)
 
 

@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
             "netctl run db --node n2 --env MODE=test --user 1000:1000 -- /usr/local/bin/db --port 5432",
             "netctl run cache --image redis:7 --memory 512m --restart unless-stopped",
             "netctl run app --image debian:12 --constraint disk=ssd -v data:/data -- /data/app",
-            "netctl run trace --image tools --cap-add NET_RAW --allow-unsafe 'db is slow' -- tcpdump",
+            "netctl run trace --image tools -u root --cap-add NET_RAW --allow-unsafe 'db is slow' -- tcpdump",
         ),
     )(run)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,13 +14,26 @@ import typer
 
 from netctl.errors import NetctlError
 from netctl.model import DockerContainer
-from netctl.wire.messages import ConnectionView, ContainerDetail, ContainerView, Done, NodeDetail, NodeView
+from netctl.wire.messages import (
+    ConnectionView,
+    ContainerDetail,
+    ContainerView,
+    Done,
+    NodeDetail,
+    NodeView,
+    WishView,
+)
 
 Row = Mapping[str, Any]
 DOCKER_ONLY = (
     "image", "volumes", "labels", "restart", "limits", "loosened", "unsafe", "docker", "wishes",
 )  # fmt: skip
 """Keys of a container that say nothing where it is a process; JSON has them nevertheless."""
+DOCKERS_OWN = (
+    "command", "env", "user", "cap_add", "workdir", "volumes", "labels", "restart", "limits", "loosened",
+    "unsafe",
+)  # fmt: skip
+"""Keys that say nothing of a container that Docker's own user made: `docker inspect` knows all of it."""
 MOMENTS = ("created_at", "last_seen")
 """Keys whose value is a time, in seconds since 1970."""
 
@@ -130,7 +143,25 @@ def show_record(row: Row, *, as_json: bool) -> None:
         return
     width = max(len(key) for key in row)
     for key, value in row.items():
-        typer.echo(f"{key.ljust(width)}  {_told(key, value)}")
+        # Each wish and connection has a line of its own: several in one could not be told apart.
+        each_told = _LINES.get(key) if isinstance(value, list | tuple) else None
+        lines = [_told(key, value)] if each_told is None else [each_told(each) for each in value]
+        for number, line in enumerate(lines or ["-"]):
+            typer.echo(f"{(key if number == 0 else '').ljust(width)}  {line}")
+
+
+def _wish_line(wish: WishView) -> str:
+    """Return what a label asks for, and what came of it, as a person reads it best."""
+    asked = f"{wish.destination}:{wish.port}"
+    return printable(f"{asked} granted" if wish.granted else f"{asked} not granted: {wish.reason}")
+
+
+def _connection_line(connection: Row) -> str:
+    ports = ", ".join(connection["ports"])
+    return printable(f"{connection['from']} -> {connection['to']} {ports} {connection['state']}")
+
+
+_LINES: Mapping[str, Callable[[Any], str]] = {"wishes": _wish_line, "connections": _connection_line}
 
 
 def _told(key: str, value: Any) -> str:

@@ -27,7 +27,7 @@ RunUserOption = Annotated[
     str,
     typer.Option(
         "--user", "-u", metavar="UID[:GID]", show_default=False,
-        help="Whom it runs as; a number or a name. With docker only this makes it root.",
+        help="Whom it runs as; a number or a name. With docker nothing else makes it root.",
     ),
 ]  # fmt: skip
 WorkdirOption = Annotated[
@@ -41,7 +41,8 @@ CapabilityOption = Annotated[
     typer.Option(
         "--cap-add",
         metavar="CAPABILITY",
-        help="One more than Docker's default set (process), or than none (docker); may be repeated.",
+        help="One more than Docker's default set (process), or than none (docker, where only root has the use "
+        "of it: add --user root); may be repeated.",
         show_default=False,
     ),
 ]
@@ -70,7 +71,7 @@ MemoryOption = Annotated[
     str | None,
     typer.Option(
         "--memory", "-m", metavar="SIZE", help="At most so much memory: bytes, 512m, 1g (docker).",
-        show_default="the node's limit",
+        show_default="512m",
     ),
 ]  # fmt: skip
 CpusOption = Annotated[
@@ -84,7 +85,7 @@ PidsOption = Annotated[
     int | None,
     typer.Option(
         "--pids-limit", metavar="N", min=1, max=2**22, help="At most so many processes and threads (docker).",
-        show_default="the node's limit",
+        show_default="1024",
     ),
 ]  # fmt: skip
 WritableOption = Annotated[

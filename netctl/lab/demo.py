@@ -28,6 +28,15 @@ from netctl.lab.telling import UnexpectedError
 COMPOSE_FILE = Path(__file__).parents[2] / "examples" / "compose.yaml"
 DIRECTORY = registry.RUNTIME / "demo"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+NEXT = ("netctl ps", "netctl connect cache db --port icmp", "netctl exec -it web -- sh")
+DOCKER_NEXT = (
+    "netctl lab docker n1 -- network create -d netctl --ipam-driver netctl demo",
+    "netctl lab docker n1 -- run -d --network demo --name web busybox httpd -f -h /etc",
+    "netctl run cache --image busybox --node n2 -- sleep infinity",
+    "netctl connect cache web --port 80",
+    "netctl ps",
+)
+"""What can be done in the lab as its story leaves it; this one takes its containers and networks away."""
 OUR_LINKS = (names.BRIDGE, names.PORT_PREFIX, names.TUNNEL_PREFIX, topology.UNDERLAY_BRIDGE)
 
 
@@ -60,15 +69,13 @@ def _clear_away(directory: Path) -> None:
         runner.down(str(directory))
 
 
-def _try_next(console: Console, directory: Path) -> None:
+def _try_next(console: Console, directory: Path, lines: Sequence[str]) -> None:
     console.print()
     console.print("The lab is still up. Things to try:", style="bold")
     netctl = confine.program_path("netctl")
     for line in (
         f"export NETCTL_LAB={directory} PATH={Path(netctl).parent}:$PATH",
-        "netctl ps",
-        "netctl connect cache db --port icmp",
-        "netctl exec -it web -- sh",
+        *lines,
         "netctl lab shell n1 -- nft list table bridge netctl",
         "netctl node list",
         "netctl lab down",
@@ -137,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
                     console.print("\ntaking the lab down", style="dim")
                 _clear_away(directory)
         if keep:
-            _try_next(console, directory)
+            _try_next(console, directory, DOCKER_NEXT if options.docker else NEXT)
             return 0
         _check_left(directory, before)
         console.print("[green]ok[/]  it left no namespace, link, table, process or file behind")

@@ -180,7 +180,7 @@ def test_details(broker: Broker, netctl: Netctl) -> None:
     told = netctl("inspect", "web").out
     assert "sleep 9\n" in told
     assert "A=1\n" in told
-    assert "from=web to=db ports=5432/tcp" in told
+    assert "connections  web -> db 5432/tcp active\n" in told
     assert "5.0" not in told
 
 
@@ -230,9 +230,17 @@ def test_what_docker_has_to_say(broker: Broker, netctl: Netctl) -> None:
         },
     ]
     told = netctl("inspect", "web").out
-    assert "memory=536870912 cpus=1.25 pids=default\n" in told
     assert "name=shop_web_1" in told
-    assert "granted=False reason=there is no container cache" in told
+    assert "wishes       db:5432/tcp granted\n" in told
+    assert "\n             cache:6379/tcp not granted: there is no container cache\n" in told
+    # What Docker's own user gave it is Docker's to say; of the broker's containers it is told here.
+    assert "limits" not in told
+    broker.answers[InspectContainer] = ContainerDetail(
+        view, "a" * 32, "ada", WALLED, "running", 1, 5.0, "", ()
+    )
+    told = netctl("inspect", "web").out
+    assert "memory=536870912 cpus=1.25 pids=default\n" in told
+    assert "wishes       -\n" in told
     # The same keys, whatever the engine; people are not told what a process cannot have.
     broker.answers[InspectContainer] = ContainerDetail(
         WEB, "0" * 32, "ada", Workload("process", ("sleep", "9")), "running", 1, 5.0, "", ()
