@@ -41,8 +41,8 @@ CapabilityOption = Annotated[
     typer.Option(
         "--cap-add",
         metavar="CAPABILITY",
-        help="One more than Docker's default set (process), or than none (docker, where only root has the use "
-        "of it: add --user root); may be repeated.",
+        help="One more than Docker's default set (process), or than none (docker, where only root has the "
+        "use of it: add --user root); may be repeated.",
         show_default=False,
     ),
 ]
