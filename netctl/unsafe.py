@@ -1,6 +1,7 @@
 """What of a Docker container's options weakens its firewall or its host, and so needs a reason. Pure.
 
-The command line refuses it before anything is sent, the broker whatever the command line was.
+The command line refuses it before anything is sent, the broker whatever the command line was, and the node
+where a volume's symbolic links lead there.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ HOST_OPTIONS: Final[dict[Loosening, str]] = {
     "host-uts": "--uts host",
 }
 GUARDED_PATHS: Final = (
-    "/run/docker.sock", "/run/docker", "/run/containerd", "/run/podman", "/run/crio", "/run/netctl",
-    "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/lib/netctl", "/etc/netctl",
-    "/proc", "/sys", "/dev",
+    "/run", "/etc", "/root", "/home", "/boot", "/proc", "/sys", "/dev",
+    "/var/lib", "/var/spool", "/var/log", "/var/cache", "/var/backups", "/tmp/.X11-unix",  # noqa: S108 - not ours
 )  # fmt: skip
-"""Sockets and state of the engines and of netctl, and the kernel's own file systems: whoever has one of
-them, or a directory above it, has the host."""
+"""Sockets and state of the engines, of netctl and of the system, its settings and jobs, its users' files (a
+container may run as any of them, root too), and the kernel's own file systems: whoever has one of them,
+something below, or a directory above, has the host or what its users keep there (FHS 3.0)."""
+PROGRAM_PATHS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/snap")
+"""What the host runs: guarded where a container could write there."""
 SOCKET_NAMES: Final = frozenset({"docker.sock", "containerd.sock", "podman.sock", "crio.sock"})
 """Wherever they are: an engine may be told to listen anywhere."""
 
@@ -45,7 +48,7 @@ def unsafe_options(workload: Workload) -> tuple[str, ...]:
         return ()
     capabilities = (f"--cap-add {each}" for each in workload.cap_add if each not in SAFE_CAPABILITIES)
     spaces = (option for loosening, option in HOST_OPTIONS.items() if loosening in workload.loosened)
-    volumes = (f"--volume {each}" for each in workload.volumes if _is_guarded(each.partition(":")[0]))
+    volumes = (f"--volume {each}" for each in workload.volumes if _is_unsafe(each))
     return (*capabilities, *spaces, *volumes)
 
 
@@ -63,8 +66,13 @@ def check_reasoned(workload: Workload) -> None:
         )
 
 
-def _is_guarded(source: str) -> bool:
-    """Say whether a volume's source is, contains or lies in one of `GUARDED_PATHS`; a name is no path."""
+def _is_unsafe(volume: str) -> bool:
+    source, _, rest = volume.partition(":")
+    return is_guarded(source, writable=not rest.endswith(":ro"))
+
+
+def is_guarded(source: str, *, writable: bool) -> bool:
+    """Say whether a volume's source is, contains or lies in one of the paths above; a name is no path."""
     if not source.startswith("/"):
         return False
     # POSIX lets two leading slashes mean something of their own; Linux does not.
@@ -76,7 +84,8 @@ def _is_guarded(source: str) -> bool:
         return True
     if path in ("/", "/var"):
         return True
-    return any(each == path or _lies_in(each, path) or _lies_in(path, each) for each in GUARDED_PATHS)
+    guarded = (*GUARDED_PATHS, *PROGRAM_PATHS) if writable else GUARDED_PATHS
+    return any(each == path or _lies_in(each, path) or _lies_in(path, each) for each in guarded)
 
 
 def _lies_in(path: str, folder: str) -> bool:

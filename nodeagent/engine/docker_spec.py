@@ -17,6 +17,7 @@ import attrs
 
 from netctl.errors import KernelError
 from netctl.model import Loosening, Workload, bridge_address
+from netctl.unsafe import is_guarded
 
 ID_LABEL: Final = "netctl.id"
 """The container's id; what has none is not ours."""
@@ -200,9 +201,17 @@ def check_volumes(workload: Workload, guarded: Iterable[str]) -> None:
         source, _, rest = volume.partition(":")
         if not source or not rest.startswith("/"):
             raise KernelError(f"{volume[:80]!r} is no volume", "write --volume SRC:DST or SRC:DST:ro")
-        if not source.startswith("/") or workload.unsafe:
+        if not source.startswith("/") or workload.unsafe.strip():
             continue
-        real = os.path.realpath(source)
+        try:
+            real = os.path.realpath(source)
+        except OSError as error:
+            raise KernelError(f"volume {source[:80]!r} cannot be followed: {error.strerror}") from error
+        if is_guarded(real, writable=not rest.endswith(":ro")):
+            raise KernelError(
+                f"volume {source[:80]!r} is {real[:80]!r} here, which guards this node or its users",
+                "leave it out, or say why it must be with --allow-unsafe REASON",
+            )
         for path in guarded:
             if real == path or _lies_in(real, path) or _lies_in(path, real):
                 raise KernelError(

@@ -26,7 +26,14 @@ ONLY_IN = {
 }
 """Libraries that only the files (or folders) named for them may import."""
 
-NODEAGENT_OF_NETCTL = {"netctl", "netctl.model", "netctl.errors", "netctl.wire", "netctl.log"}
+NODEAGENT_OF_NETCTL = {
+    "netctl",
+    "netctl.model",
+    "netctl.errors",
+    "netctl.wire",
+    "netctl.log",
+    "netctl.unsafe",
+}
 
 
 def sources() -> list[Path]:

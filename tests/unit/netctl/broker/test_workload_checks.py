@@ -86,6 +86,12 @@ def test_what_is_of_the_wrong_form(changes: dict[str, object], said: str) -> Non
         {"loosened": ("host-uts",)},
         {"volumes": ("/var/run/docker.sock:/s",)}, {"volumes": ("/run/docker.sock:/s:ro",)},
         {"volumes": ("/run/containerd/containerd.sock:/s",)}, {"volumes": ("/srv/engine/docker.sock:/s",)},
+        *({"volumes": (volume,)} for volume in (
+            "/etc:/x:ro", "/etc/cron.d:/x", "/etc/shadow:/x:ro", "//etc/./ssh/:/x", "/root/.ssh:/x",
+            "/boot:/x", "/home/ada:/x", "/var/spool/cron:/x", "/var/lib/dpkg/info:/x",
+            "/run/systemd/private:/x", "/var/run/dbus:/x", "/usr/local/bin:/x", "/usr:/x:rw", "/bin:/x", "/lib64/security:/x", "/opt:/x",
+            "/var/log:/x", "/tmp:/x",  # noqa: S108 - refused
+        )),
         {"volumes": ("/:/host",)}, {"volumes": ("//:/host",)}, {"volumes": ("/./run/:/host",)},
         {"volumes": ("/var/run:/host",)}, {"volumes": ("/var/lib/docker/volumes:/v",)},
         {"volumes": ("/proc:/p",)}, {"volumes": ("/sys/fs/cgroup:/p",)}, {"volumes": ("/dev/sda:/d",)},

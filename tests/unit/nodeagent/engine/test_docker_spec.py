@@ -167,6 +167,16 @@ def test_a_volume_that_leads_to_what_guards_the_node_is_refused_wherever_its_lin
     ]
 
 
+@pytest.mark.parametrize("target", ["/etc/cron.d", "/usr/local/bin", "/proc/self/root/etc"])
+def test_a_link_to_what_the_host_trusts_is_refused_too(tmp_path: Path, target: str) -> None:
+    (tmp_path / "link").symlink_to(target)
+    volume = attrs.evolve(WORKLOAD, volumes=(f"{tmp_path}/link:/x",))
+    for reason in ("", " "):
+        with pytest.raises(KernelError, match="guards this node"):
+            body(attrs.evolve(volume, unsafe=reason))
+    assert body(attrs.evolve(volume, unsafe="it must"))["HostConfig"]["Binds"]
+
+
 @pytest.mark.parametrize("volume", ["", "/x", ":/x", "/x:", "/x:relative"])
 def test_what_is_no_volume_is_refused(volume: str) -> None:
     with pytest.raises(KernelError, match="no volume"):
