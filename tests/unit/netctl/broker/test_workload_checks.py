@@ -89,7 +89,8 @@ def test_what_is_of_the_wrong_form(changes: dict[str, object], said: str) -> Non
         *({"volumes": (volume,)} for volume in (
             "/etc:/x:ro", "/etc/cron.d:/x", "/etc/shadow:/x:ro", "//etc/./ssh/:/x", "/root/.ssh:/x",
             "/boot:/x", "/home/ada:/x", "/var/spool/cron:/x", "/var/lib/dpkg/info:/x",
-            "/run/systemd/private:/x", "/var/run/dbus:/x", "/usr/local/bin:/x", "/usr:/x:rw", "/bin:/x", "/lib64/security:/x", "/opt:/x",
+            "/run/systemd/private:/x", "/var/run/dbus:/x", "/usr/local/bin:/x", "/usr:/x:rw", "/bin:/x",
+            "/lib64/security:/x", "/opt:/x",
             "/var/log:/x", "/tmp:/x",  # noqa: S108 - refused
         )),
         {"volumes": ("/:/host",)}, {"volumes": ("//:/host",)}, {"volumes": ("/./run/:/host",)},

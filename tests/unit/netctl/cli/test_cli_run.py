@@ -158,7 +158,8 @@ def test_what_weakens_the_walls_needs_a_reason(broker: Broker, netctl: Netctl, o
 @pytest.mark.parametrize(
     "options",
     ["-v /srv:/srv", "-v docker.sock:/d", "-v /running:/r", "-v /srv/etc/x:/d", "-v /usr:/u:ro",
-     "--cap-add CHOWN", "-v /homes/x:/x", "--seccomp unconfined", "--writable", "--user root", "-v /var/runner:/r"],
+     "--cap-add CHOWN", "-v /homes/x:/x", "--seccomp unconfined", "--writable", "--user root",
+     "-v /var/runner:/r"],
 )  # fmt: skip
 def test_what_does_not_needs_none(broker: Broker, netctl: Netctl, options: str) -> None:
     broker.answers[RunContainer] = DONE
