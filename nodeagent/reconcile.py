@@ -123,6 +123,7 @@ class Reconciler:
                 old = before.containers.get(identifier)
                 if old is not None and identifier not in desired.containers:
                     self._going[identifier] = old.name
+                self._under_way.want(old, desired.containers.get(identifier))
 
     def attach(self, endpoints: Endpoints) -> None:
         """Take what Docker's driver was asked for, the whole of it."""

@@ -7,6 +7,7 @@ from typing import Final
 
 import attrs
 
+from netctl.model import PlacedContainer
 from netctl.wire.messages import NodeError
 from nodeagent.kernel_state import DOCKER, EngineContainer
 from nodeagent.ops import CreateContainer, Op, RemoveContainer, StartContainer, StopContainer
@@ -87,6 +88,11 @@ class UnderWay:
             return False
         del self._asked[container]
         return True
+
+    def want(self, before: PlacedContainer | None, now: PlacedContainer | None) -> None:
+        """A container is wanted otherwise than before: one that its user starts again is tried at once."""
+        if before is not None and now is not None and now.generation > before.generation:
+            self._rests.pop(now.id, None)
 
     def look(self, containers: Mapping[str, EngineContainer]) -> None:
         """Take what a look at the whole host showed: an event may have been missed."""

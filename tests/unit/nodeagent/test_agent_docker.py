@@ -427,6 +427,18 @@ def test_a_container_that_docker_cannot_make_is_tried_again_ever_more_slowly(
         assert node.docker.calls[len(calls) :] == [("remove", MINE.id), ("create", MINE.id)]
         node.docker.become(MINE.id, failed)
         life.turn(2)
+    # Its user need not wait, and hears what becomes of it.
+    calls = list(node.docker.calls)
+    again = attrs.evolve(MINE, generation=MINE.generation + 1)
+    life.link.say(Update(1, 10, 11, NodeDelta(containers=(again,))))
+    life.turn(2)
+    assert node.docker.calls[len(calls) :] == [("remove", MINE.id)]
+    assert [(e.subject, e.under_way) for e in life.link.applied.errors] == [(MINE.name, True)]
+    node.docker.finish_removal(MINE.id)
+    life.turn(2)
+    node.docker.become(MINE.id, failed)
+    life.turn(2)
+    assert ("no such image" in life.link.applied.errors[0].message, life.link.applied.revision) == (True, 11)
 
 
 def test_a_removal_is_not_done_before_docker_says_so(life: DockerLife, node: DockerNode) -> None:
