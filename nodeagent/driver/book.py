@@ -328,7 +328,8 @@ def _join(book: Book, call: Join, around: Around) -> tuple[Book, Build]:
         if other.sandbox == call.sandbox and other.key != endpoint.key:
             raise RefusedError(
                 "a container has one address on the overlay, and this one has it on another network",
-                "disconnect it there first; connections do not depend on Docker's networks",
+                "connections do not depend on Docker's networks, so it needs no second one; if Docker has "
+                "noted it all the same, take it off: docker network disconnect NETWORK CONTAINER",
             )
     body: dict[str, object] = {
         "InterfaceName": {"SrcName": endpoint_link(endpoint.key), "DstPrefix": "eth"},

@@ -261,7 +261,7 @@ def _is_there(api: DockerApi, docker_id: str) -> bool:
 
 
 def adopt(api: DockerApi, settings: Settings, name: str, block: str) -> str:
-    """Connect a container without a network to ours; return Docker's id of it.
+    """Connect a container without a network to ours; return Docker's id of it. Done twice it is no error.
 
     Raises:
         KernelError: There is no such container, it has another network, or it cannot be connected; then
@@ -275,12 +275,14 @@ def adopt(api: DockerApi, settings: Settings, name: str, block: str) -> str:
     if not (answer.get("State") or {}).get("Running"):
         raise KernelError(f"container {name} does not run", "start it first, with --network none")
     mode = (answer.get("HostConfig") or {}).get("NetworkMode")
+    if mode == "none" and set(networks) == {settings.network}:
+        return docker_id
     if mode != "none" or set(networks) - {"none"}:
         has = ", ".join(sorted(set(networks) - {"none"})) or str(mode)
         raise KernelError(
             f"container {name} has a network already: {has[:200]}",
-            f"only one that was started with --network none can join; or docker network connect "
-            f"{settings.network} {name}",
+            f"only one that was started with --network none can join so; connect this one by Docker: "
+            f"docker network connect NETWORK {name}",
         )
     ensure_network(api, settings, block)
     api.disconnect("none", docker_id, ASK_SECONDS)

@@ -80,7 +80,6 @@ def container_body(creation: Creation, image: Mapping[str, Any]) -> dict[str, An
         labels[UNSAFE_LABEL] = workload.unsafe
     body: dict[str, Any] = {
         "Image": workload.image,
-        "Hostname": creation.name,
         "Env": [f"{name}={value}" for name, value in workload.env],
         "Labels": labels,
         "User": user,
@@ -89,6 +88,8 @@ def container_body(creation: Creation, image: Mapping[str, Any]) -> dict[str, An
             "EndpointsConfig": {creation.network: {"IPAMConfig": {"IPv4Address": creation.address}}}
         },
     }
+    if "host-uts" not in workload.loosened:
+        body["Hostname"] = creation.name
     if workload.argv:
         body["Cmd"] = list(workload.argv)
     # A workload that says nothing has "/", and the image's own directory is meant.
@@ -271,5 +272,9 @@ def check_network(seen: Mapping[str, Any], network: str, driver: str, block: str
 
 
 def names_for(creation: Creation) -> tuple[str, str]:
-    """Return what to call the container in Docker, and what if somebody else has that name."""
-    return creation.name, f"{creation.name}-{creation.container[:6]}"
+    """Return what to call the container in Docker, and what if somebody else has that name.
+
+    Docker knows no name of a single letter.
+    """
+    longer = f"{creation.name}-{creation.container[:6]}"
+    return creation.name if len(creation.name) > 1 else longer, longer

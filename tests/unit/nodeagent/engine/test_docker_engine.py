@@ -647,6 +647,7 @@ def test_adopting_moves_a_container_from_no_network_to_ours(node: Node) -> None:
     made = lone(node)
     assert adopt(node, "lone") == (0, made.id)
     assert set(made.networks) == {"netctl"}
+    assert adopt(node, "lone") == (0, made.id), "again it is no error"
     node.until(lambda: node.seen("lone") is not None)
 
 

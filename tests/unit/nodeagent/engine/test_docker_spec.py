@@ -13,6 +13,7 @@ from nodeagent.engine.docker_spec import (
     check_network,
     container_body,
     host_body,
+    names_for,
     network_body,
     restart_body,
     user_of,
@@ -81,6 +82,17 @@ def test_a_loosening_changes_its_own_field_alone(loosening: Loosening, field: st
     loose = host_body(attrs.evolve(WORKLOAD, loosened=(loosening,)), "netctl")
     assert loose[field] == value
     assert {name for name in loose.keys() | hard.keys() if loose.get(name) != hard.get(name)} == {field}
+
+
+def test_a_host_name_of_its_own_only_with_a_namespace_for_it() -> None:
+    assert body(WORKLOAD)["Hostname"] == "web"
+    assert "Hostname" not in body(attrs.evolve(WORKLOAD, loosened=("host-uts",))), "Docker refuses both"
+
+
+def test_docker_is_told_no_name_of_one_letter() -> None:
+    creation = Creation(ID, "q", "10.1.0.2", WORKLOAD, "netctl", "10.1.0.0/16")
+    assert names_for(creation) == (f"q-{ID[:6]}", f"q-{ID[:6]}")
+    assert names_for(attrs.evolve(creation, name="qq")) == ("qq", f"qq-{ID[:6]}")
 
 
 def test_limits_and_capabilities_of_the_users_choice() -> None:
