@@ -207,6 +207,22 @@ class DockerLab(Lab):
         return self.begin_engine(node, settings)
 
     @contextlib.contextmanager
+    def live_restore(self, node: str, *, on: bool = True) -> Iterator[None]:
+        """Have a node's containers outlive its engine, or not, for a while."""
+        self._set_live_restore(node, on=on)
+        try:
+            yield
+        finally:
+            self._set_live_restore(node, on=False)
+
+    def _set_live_restore(self, node: str, *, on: bool) -> None:
+        self._files(node).config.write_text(json.dumps({"live-restore": on}))
+        # It reads its settings anew (dockerd(8)).
+        os.kill(self.pid(topology.engine_name(node)), signal.SIGHUP)
+        told = ("info", "--format", "{{.LiveRestoreEnabled}}")
+        wait_for(lambda: self.docker(node, *told).out.strip() == str(on).lower(), 5, "the engine's settings")
+
+    @contextlib.contextmanager
     def without_agent(self, node: str, *, hung: bool = False) -> Iterator[None]:
         """Have a node's agent dead, or hung, for a while; at the end it is back."""
         if not hung:

@@ -51,58 +51,53 @@ def test_remove_by_force_takes_everything_with_it(docker_lab: DockerLab) -> None
 @pytest.mark.parametrize("live_restore", [False, True], ids=["containers end", "live-restore"])
 def test_an_engine_that_comes_again(docker_lab: DockerLab, *, kill: bool, live_restore: bool) -> None:
     lab = docker_lab
-    try:
-        lab.restart_engine("n1", settings={"live-restore": live_restore})
-        with lab.pair("web", "db", ("n1", "n2"), "--restart", "always") as pair:
-            lab.netctl("connect", "web", "db", "--port", "5432")
+    with (
+        lab.live_restore("n1", on=live_restore),
+        lab.pair("web", "db", ("n1", "n2"), "--restart", "always") as pair,
+    ):
+        lab.netctl("connect", "web", "db", "--port", "5432")
+        assert pair.tcp(5432)
+        before = lab.placed("n1", "web")
+        lab.restart_engine("n1", kill=kill)
+        lab.wait_agreed()
+        if live_restore:
+            assert lab.placed("n1", "web") == before
             assert pair.tcp(5432)
-            before = lab.placed("n1", "web")
-            lab.restart_engine("n1", kill=kill)
-            lab.wait_agreed()
-            if live_restore:
-                assert lab.placed("n1", "web") == before
-                assert pair.tcp(5432)
-            wait_for(lambda: lab.placed("n1", "web").pid > 0, 5, "the container's return")
-            again = lab.refreshed("web", "db")
-            wait_for(lambda: again.tcp(5432), 5, "the connection")
-            assert not again.tcp(5433)
-    finally:
-        lab.restart_engine("n1", settings={})
+        wait_for(lambda: lab.placed("n1", "web").pid > 0, 5, "the container's return")
+        again = lab.refreshed("web", "db")
+        wait_for(lambda: again.tcp(5432), 5, "the connection")
+        assert not again.tcp(5433)
 
 
 def test_flows_go_on_while_the_engine_is_away(docker_lab: DockerLab) -> None:
     lab = docker_lab
-    try:
-        lab.restart_engine("n1", settings={"live-restore": True})
-        with lab.pair("web", "db") as pair:
-            lab.netctl("connect", "web", "db", "--port", "5432")
-            lab.end("n1 docker")
-            assert pair.tcp(5432)
-            assert not pair.tcp(5433)
-            # Nobody can say now what became of it, so what is recorded stays.
-            assert lab.containers()["web"]["node"] == "n1"
-            lab.begin_engine("n1")
-            lab.wait_agreed()
-            assert pair.tcp(5432)
-    finally:
-        lab.restart_engine("n1", settings={})
+    with lab.live_restore("n1"), lab.pair("web", "db") as pair:
+        lab.netctl("connect", "web", "db", "--port", "5432")
+        lab.end("n1 docker")
+        assert pair.tcp(5432)
+        assert not pair.tcp(5433)
+        # Nobody can say now what became of it, so what is recorded stays.
+        assert lab.containers()["web"]["node"] == "n1"
+        lab.begin_engine("n1")
+        lab.wait_agreed()
+        assert pair.tcp(5432)
 
 
 def test_an_engine_that_dies_while_it_creates(docker_lab: DockerLab) -> None:
     lab = docker_lab
     try:
-        for number in range(6):
+        for number in range(4):
             client = subprocess.Popen(
                 ["docker", "run", "--detach", "--name", f"cut{number}", "--network", "demo", IMAGE],
                 env=lab.docker_environment("n1"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             # From before the endpoint is asked for until the process runs: starts take some 300 ms.
-            time.sleep(0.03 + 0.06 * number)
+            time.sleep(0.03 + 0.09 * number)
             lab.restart_engine("n1", kill=True)
             client.wait(30)
             lab.wait_agreed()
     finally:
-        for number in range(6):
+        for number in range(4):
             lab.docker("n1", "rm", "--force", f"cut{number}", status=None)
     lab.wait_agreed()
     assert not [name for name in lab.containers() if name.startswith("cut")]
