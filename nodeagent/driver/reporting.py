@@ -74,11 +74,8 @@ class Reporting:
         self._looked_at, self._heard = of, False
         self.again_at = float("inf")
         under_way = set(self._asked.values())
-        messages: list[Attach | Detach] = [
-            Attach(container)
-            for identity, container in described.containers.items()
-            if identity not in under_way and self._is_due(container, view, now)
-        ]
+        messages: list[Attach | Detach] = []
+        # What went is told first: another may have its name by now.
         if known:
             recorded = {c.id for c in view.containers.values() if c.origin == "engine"}
             for identity in sorted(recorded.union(self._told)):
@@ -91,6 +88,11 @@ class Reporting:
                     del self._told[identity]
                 elif self._again(told, now):
                     messages.append(Detach(identity))
+        messages += [
+            Attach(container)
+            for identity, container in described.containers.items()
+            if identity not in under_way and self._is_due(container, view, now)
+        ]
         return messages
 
     def asked(self, token: int, message: Attach | Detach, now: float) -> None:

@@ -41,6 +41,8 @@ STEADY: Final = 5.0
 """Seconds a contact must have lasted for the pauses to begin anew."""
 LIST_SECONDS: Final = 15.0
 """How long one question about networks or containers may take."""
+LAG: Final = 5.0
+"""Seconds by which a list may be behind the events."""
 MOST_WAITING: Final = 4096
 """Events that wait to be looked at; if there are more, everything is looked at instead."""
 MOST_LINE: Final = 2**20
@@ -210,6 +212,18 @@ class DockerWatch:
                 self._hang_up()
 
 
+@attrs.frozen
+class _Death:
+    """A container's end, as an event told it.
+
+    Attributes:
+        at: Monotonic seconds.
+    """
+
+    exit_code: int | None
+    at: float
+
+
 class _View:
     """What is known of Docker's containers during one contact."""
 
@@ -222,7 +236,7 @@ class _View:
         self._endpoints: dict[str, dict[str, Endpoint]] = {}
         self._seen: dict[str, DockerSeen] = {}
         # An engine tells that a container died before its list does, and no event follows.
-        self._died: dict[str, int | None] = {}
+        self._died: dict[str, _Death] = {}
         # By id, which is a hash of what they are.
         self._images: dict[str, Mapping[str, Any]] = {}
 
@@ -230,7 +244,6 @@ class _View:
         """Look at everything, and tell it."""
         self._networks.clear()
         self._endpoints.clear()
-        self._died.clear()
         for network in self._api.networks(LIST_SECONDS):
             # The list names no endpoints, and its filter by driver takes what only begins like ours.
             if isinstance(network, Mapping) and network.get("Driver") == self._driver:
@@ -289,7 +302,8 @@ class _View:
             return
         if action == "die":
             code = attributes.get("exitCode")
-            self._died[docker_id] = int(code) & 0xFF if isinstance(code, str) and code.isdecimal() else None
+            told = int(code) & 0xFF if isinstance(code, str) and code.isdecimal() else None
+            self._died[docker_id] = _Death(told, time.monotonic())
         elif action == "start":
             self._died.pop(docker_id, None)
         # What is on none of our networks when it is made comes to one by an event of that network.
@@ -327,11 +341,16 @@ class _View:
         if not ours and mean_something(labels):
             entry = {**entry, "Labels": without_images(labels, self._image(entry.get("ImageID")))}
         seen = seen_of(entry, self._networks.values(), self._endpoint_of(docker_id), ours)
-        if seen is not None and seen.state == "running" and docker_id in self._died:
-            restarting = entry.get("State") == "restarting"
-            if not restarting:
-                return attrs.evolve(seen, state="exited", exit_code=self._died[docker_id])
-        return seen
+        death = self._died.get(docker_id)
+        if seen is None or seen.state != "running" or death is None:
+            return seen
+        if time.monotonic() - death.at > LAG:
+            # A start of it was not heard of.
+            del self._died[docker_id]
+            return seen
+        if entry.get("State") == "restarting":
+            return seen
+        return attrs.evolve(seen, state="exited", exit_code=death.exit_code)
 
     def _image(self, identifier: object) -> Mapping[str, Any] | None:
         """Return what Docker says of an image; None: nothing that could be understood."""

@@ -438,6 +438,17 @@ def test_a_container_that_is_removed_gives_its_endpoint_back(bench: Bench) -> No
     assert bench.requests() == [Detach(CONTAINER)]
 
 
+def test_what_went_is_told_before_what_came(bench: Bench) -> None:
+    address = bench.started()
+    bench.driver.hear(DockerListed((seen(100, 2),), (network(2),), fresh=True))
+    bench.requests()
+    bench.driver.hear(DockerChanged(docker_id(101), seen(101)))
+    bench.driver.hear(DockerChanged(docker_id(100), None))
+    bench.driver.receive(bench.recorded(address))
+    # The new one may have the name of the old one.
+    assert [type(message) for message in bench.requests()] == [Detach, Attach]
+
+
 def test_a_fresh_list_settles_what_the_last_agent_left(bench: Bench) -> None:
     bench.started()
     bench.again()

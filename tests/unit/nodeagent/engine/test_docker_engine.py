@@ -490,6 +490,22 @@ def test_an_engine_that_is_too_old_is_said_to_be(tmp_path: Path) -> None:
 # --- Docker's own users' containers -------------------------------------------------------------------
 
 
+def test_an_end_counts_while_dockers_list_is_behind_it(node: Node) -> None:
+    node.api.network("demo")
+    made = node.api.run("web", "demo")
+    node.until(lambda: (seen := node.seen("web")) is not None and seen.state == "running")
+    node.api.tell("container", "die", made, exitCode="137")
+    node.until(lambda: (seen := node.seen("web")) is not None and seen.state == "exited")
+    listed = sum(isinstance(one, DockerListed) for one in node.news)
+    node.engine.list_docker()
+    node.until(lambda: sum(isinstance(one, DockerListed) for one in node.news) > listed)
+    seen = node.seen("web")
+    assert seen is not None
+    assert (seen.state, seen.exit_code) == ("exited", 137)
+    node.api.tell("container", "start", made)
+    node.until(lambda: (seen := node.seen("web")) is not None and seen.state == "running")
+
+
 def test_containers_of_dockers_users_are_told_as_they_come_and_go(node: Node) -> None:
     network = node.api.network("demo")
     labels = {"netctl.connect": "db:5432/tcp", "com.docker.compose.service": "web", "other": "x"}
