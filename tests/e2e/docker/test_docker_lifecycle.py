@@ -100,4 +100,4 @@ def test_an_engine_that_dies_while_it_creates(docker_lab: DockerLab) -> None:
         for number in range(4):
             lab.docker("n1", "rm", "--force", f"cut{number}", status=None)
     lab.wait_agreed()
-    assert not [name for name in lab.containers() if name.startswith("cut")]
+    wait_for(lambda: not [name for name in lab.containers() if name.startswith("cut")], 5, "the records' end")

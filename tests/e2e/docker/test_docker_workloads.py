@@ -25,6 +25,7 @@ from tests.support.netns import (
     udp,
     wait_for,
 )
+from tests.support.slow_forwarder import SlowForwarder
 
 pytestmark = [pytest.mark.root, pytest.mark.docker, pytest.mark.timeout(300)]
 
@@ -312,7 +313,7 @@ def registry(docker_lab: DockerLab, tmp_path: Path) -> Iterator[str]:
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/blobs}}}}\n"
         "http: {addr: 127.0.0.1:5000}\n"
     )
-    lab, name = docker_lab, "127.0.0.1:5000/big:1"
+    lab, name = docker_lab, "127.0.0.1:5001/big:1"
     process = subprocess.Popen(
         ["nsenter", f"--net={lab.host('n1').path}", "--", "docker-registry", "serve", str(config)]
     )
@@ -324,11 +325,12 @@ def registry(docker_lab: DockerLab, tmp_path: Path) -> Iterator[str]:
             (tmp_path / "noise").write_bytes(os.urandom(40 * 2**20))
             tar.add(tmp_path / "noise", "noise")
         (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nADD layer.tar /big/\n")
-        lab.docker("n1", "build", "--tag", name, str(tmp_path))
-        lab.docker("n1", "push", name, seconds=120)
-        lab.docker("n1", "rmi", "--force", name)
-        lab.docker("n1", "image", "prune", "--force")
-        yield name
+        with SlowForwarder(node, 5001, 5000, 20 * 2**20):
+            lab.docker("n1", "build", "--tag", name, str(tmp_path))
+            lab.docker("n1", "push", name, seconds=120)
+            lab.docker("n1", "rmi", "--force", name)
+            lab.docker("n1", "image", "prune", "--force")
+            yield name
     finally:
         process.kill()
         process.wait()
