@@ -43,11 +43,13 @@ from netctl.lab.image import IMAGE, archive, import_arguments
 from tests.support.lab import Result
 from tests.support.netns import Namespace, wait_for
 
-__all__ = ["IMAGE", "VERSIONS", "DockerEngine", "Version", "why_no_engines"]
+__all__ = ["IMAGE", "TRIED", "VERSIONS", "DockerEngine", "Version", "why_no_engines"]
 
 Version = Literal["20.10", "26.1"]
-"""The distribution's (Debian 12's is 20.10), and the one unpacked from Debian 13's packages."""
 VERSIONS: tuple[Version, ...] = ("20.10", "26.1")
+"""The distribution's (Debian 12's is 20.10), and the one unpacked from Debian 13's packages."""
+TRIED: tuple[Version, ...] = VERSIONS if os.environ.get("NETCTL_TEST_ENGINES") == "all" else VERSIONS[:1]
+"""Those that whole stories are tried on, which take minutes for each; everything else is tried on all."""
 
 CACHE = Path(__file__).parent.parent.parent / ".cache"
 BUSYBOX = CACHE / "busybox" / "bin" / "busybox"

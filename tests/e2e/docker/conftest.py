@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.docker_engine import VERSIONS
+from tests.support.docker_engine import TRIED
 from tests.support.docker_lab import DockerLab
 
 
-@pytest.fixture(scope="session", params=VERSIONS)
+@pytest.fixture(scope="session", params=TRIED)
 def docker_lab(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DockerLab]:
