@@ -420,7 +420,11 @@ def test_ipv6_goes_nowhere(cast: Cast) -> None:
         port = next(word for word in node.ip("-o", "link").split() if word.startswith("ncp")).partition("@")[
             0
         ]
-        assert not ping6_passes(evil.namespace, link_local(node, port), "eth0")
+        # The node's end of the link has no such address by itself.
+        assert "inet6" not in node.ip("-6", "-o", "addr", "show", "dev", port)
+        node.ip("addr", "add", "fe80::a/64", "dev", port, "nodad")
+        assert not ping6_passes(evil.namespace, "fe80::a", "eth0")
+        node.ip("addr", "del", "fe80::a/64", "dev", port)
         for number, member in enumerate((evil, near), start=1):
             member.namespace.ip("addr", "add", f"fd00::{number}/64", "dev", "eth0", "nodad")
         assert not ping6_passes(evil.namespace, "fd00::2", "eth0")
