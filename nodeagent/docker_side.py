@@ -20,6 +20,8 @@ from nodeagent.session import Link
 
 PATIENCE: Final = 1.0
 """Seconds the broker gets to say what is wanted before Docker's containers are revived without it."""
+AFTERWARDS: Final = 2.0
+"""Seconds after which they are revived once more: Docker says only after a while what it could not start."""
 _NEVER: Final = float("inf")
 _NONE: Final[Mapping[str, PlacedContainer]] = {}
 
@@ -90,6 +92,7 @@ class DockerSide:
         self._monotonic = monotonic
         self._asked: dict[int, int] = {}
         self._revive_at = _NEVER
+        self._again_at = _NEVER
         self._recorded = Latest(_recorded)
         self._log = get_logger()
 
@@ -101,7 +104,7 @@ class DockerSide:
         """Return when (monotonic) a turn has something to do by itself."""
         # Once it has passed, what is waited for is the host, which tells by itself.
         late = self._is_late
-        return min(self._driver.deadline(), _NEVER if late else self._revive_at)
+        return min(self._driver.deadline(), self._again_at, _NEVER if late else self._revive_at)
 
     def close(self) -> None:
         """Let go of Docker's calls: they are refused from now on."""
@@ -147,6 +150,10 @@ class DockerSide:
                 helper.list_docker()
             if host.settled and self._revive_at < _NEVER and (welcome or self._is_late):
                 self._revive_at = _NEVER
+                self._again_at = self._monotonic() + AFTERWARDS
+                helper.revive_docker()
+            elif self._monotonic() >= self._again_at:
+                self._again_at = _NEVER
                 helper.revive_docker()
         except KernelError as error:
             self._log.warning("Docker cannot be asked", error=error.message)

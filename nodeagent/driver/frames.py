@@ -1,11 +1,12 @@
 """What the holder of the plugin's socket and the agent say to each other, one packet (SOCK_SEQPACKET) each.
 
 A packet is one line of JSON, then, after its newline, the body of one of Docker's calls or of its answer as
-it is. Holder to agent: ``{"id", "path", "until"}`` with a call's body, or ``{"ping": number}``. Agent to
-holder: ``{"id"}`` with the answer's body, or ``{"pong": number}``.
+it is. Holder to agent: ``{"id", "path", "until"}`` with a call's body, or ``{"ping": number, "refused":
+count}``. Agent to holder: ``{"id"}`` with the answer's body, or ``{"pong": number}``.
 
 `until` is when the holder may have given the call up, in seconds of the host's monotonic clock: one that is
-read later was refused already.
+read later was refused already. `refused` counts the calls that were refused because no agent answered,
+since the holder's start: an agent that hears of new ones looks what became of them.
 """
 
 from __future__ import annotations

@@ -130,6 +130,7 @@ class Holder:
         self._hung = False
         self._asked: dict[int, _Asked] = {}
         self._number = 0
+        self._refused = 0
         self._heard_at = 0.0
         self._pinged_at = 0.0
         for sock, accept in ((plugin, self._accept), (agents, self._accept_agent)):
@@ -246,10 +247,9 @@ class Holder:
         own = b"{}" if path == _PROGRAM and _publishes_nothing(body) else _OWN.get(path)
         if own is not None:
             client.out += client.http.answer(own)
-        elif self._agent is None:
-            client.out += client.http.answer(error_answer(_AWAY))
-        elif self._hung:
-            client.out += client.http.answer(error_answer(_HUNG))
+        elif self._agent is None or self._hung:
+            self._refused += 1
+            client.out += client.http.answer(error_answer(_AWAY if self._agent is None else _HUNG))
         else:
             self._number += 1
             if not self._asked:
@@ -297,6 +297,8 @@ class Holder:
         self._agent = sock
         self._selector.register(sock, selectors.EVENT_READ, self._hear_agent)
         _log("info", "the agent is connected")
+        if self._refused:
+            self._ping(self._monotonic())
 
     def _lose_agent(self, why: str) -> None:
         if self._agent is None:
@@ -308,6 +310,7 @@ class Holder:
 
     def _refuse_all(self, why: str) -> None:
         asked, self._asked = self._asked, {}
+        self._refused += len(asked)
         for one in asked.values():
             self._answer(one.client, error_answer(why))
 
@@ -331,6 +334,8 @@ class Holder:
         if self._hung:
             self._hung = False
             _log("info", "the agent answers again")
+            # From here on nothing is refused, and it must know of all that was.
+            self._ping(self._heard_at)
         number = line.get("id")
         asked = self._asked.pop(number, None) if isinstance(number, int) else None
         if asked is not None:
@@ -338,7 +343,7 @@ class Holder:
 
     def _ping(self, now: float) -> None:
         self._pinged_at = now
-        self._tell(frame({"ping": self._number}))
+        self._tell(frame({"ping": self._number, "refused": self._refused}))
 
     def _tell(self, data: bytes) -> None:
         if self._agent is None:

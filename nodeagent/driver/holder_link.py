@@ -43,11 +43,13 @@ class HolderLink:
     Attributes:
         losses: How often it was lost: numbers of calls from before mean nothing any more.
         error: Why there is none; empty: there is one.
+        refused: How many calls the holder refused for want of an agent that answers, as it said last.
     """
 
     def __init__(self, path: Path, monotonic: Callable[[], float]) -> None:
         self.losses = 0
         self.error = ""
+        self.refused = 0
         self._path = path
         self._monotonic = monotonic
         self._socket: socket.socket | None = None
@@ -123,6 +125,9 @@ class HolderLink:
     def _call(self, line: dict[str, object], body: bytes) -> Frame | None:
         ping = line.get("ping")
         if ping is not None:
+            refused = line.get("refused")
+            if isinstance(refused, int):
+                self.refused = refused
             self._send(frame({"pong": ping}))
             return None
         number, path, until = line.get("id"), line.get("path"), line.get("until")

@@ -33,7 +33,9 @@ LONGEST_WAIT: Final = 9.0
 UNKNOWN_SECONDS: Final = 2.0
 """Seconds after which it is asked for whose endpoint one is that Docker has said nothing about."""
 LIST_SECONDS: Final = 5.0
-"""Seconds between two times that all of Docker's containers are asked for."""
+"""Seconds between two times that all of Docker's containers are asked for because of an unknown one."""
+REFUSED_SECONDS: Final = 1.0
+"""Seconds between two times that they are asked for because Docker was refused what it asked."""
 _START: Final = "start nodeagent-driver: systemctl start netctl-driver"
 
 
@@ -97,13 +99,14 @@ class Driver:
         self._away_at = monotonic()
         self._waiting: list[_Waiting] = []
         self._losses = 0
+        self._refused = 0
         self._reporting = Reporting()
         self._token = 0
         self._described = described(self._docker, self._book)
         self._described_of = (self._docker, self._book.endpoints)
         self._errors: tuple[NodeError, ...] = ()
         self._list_due = False
-        self._list_at = 0.0
+        self._listed_at = float("-inf")
         self._answered = False
         self._unknown_of: Endpoints | None = None
         self._unknown_at = float("inf")
@@ -170,6 +173,10 @@ class Driver:
     def _frames(self, now: float) -> list[Frame]:
         """Return the calls that came in; what waits in vain is given up."""
         frames = self._link.receive()
+        if self._link.refused != self._refused:
+            # Docker was told no without our hearing of it, and may have undone what it had.
+            self._refused = self._link.refused
+            self._list_due = True
         if self._link.losses != self._losses:
             # Docker was told no, or asks again.
             self._losses = self._link.losses
@@ -271,7 +278,7 @@ class Driver:
         if now < self._next_list():
             return False
         self._list_due = False
-        self._list_at = now + LIST_SECONDS
+        self._listed_at = now
         return True
 
     def _next_list(self) -> float:
@@ -288,7 +295,9 @@ class Driver:
                 if not endpoint.container or not endpoint.sandbox
             ]
             self._unknown_at = min(unknown, default=float("inf"))
-        return max(self._list_at, 0.0 if self._list_due else self._unknown_at)
+        if self._list_due:
+            return self._listed_at + REFUSED_SECONDS
+        return max(self._listed_at + LIST_SECONDS, self._unknown_at)
 
     # --- the broker ---------------------------------------------------------------------------------
 

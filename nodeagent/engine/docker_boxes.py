@@ -30,6 +30,7 @@ class Box:
         going: It is being removed.
         lost: An answer about it never came: what is heard next is told even if it is nothing new.
         looking: A look at it waits already.
+        refused: Why Docker did not remove it when it was asked; empty: it was not, or did not refuse.
         cancelled: What is being done to make it is not wanted any more.
     """
 
@@ -41,6 +42,7 @@ class Box:
     going: bool = False
     lost: bool = False
     looking: bool = False
+    refused: str = ""
     cancelled: threading.Event = attrs.field(factory=threading.Event)
 
 
@@ -81,6 +83,9 @@ class Boxes:
         """Take a state in, if the box is still the container's."""
         if self._boxes.get(container) is not box:
             return
+        if box.refused and seen.state != "unknown":
+            # However it is: it is not gone, as it should be.
+            seen = attrs.evolve(seen, state="failed", message=box.refused)
         news = box.lost or box.seen != seen
         box.lost = box.lost and seen.state == "unknown"
         box.seen = self._seen[container] = seen

@@ -138,7 +138,7 @@ class DockerCore:
             return
         if not (box.unmade or box.making):
             self._check_here()
-        box.going = True
+        box.going, box.refused = True, ""
         box.cancelled.set()
         self._lanes.submit(container, lambda: self._do_remove(container, box))
 
@@ -371,9 +371,8 @@ class DockerCore:
 
         def failed(reason: str) -> None:
             def not_gone() -> None:
-                box.going = False
-                box.lost = True
-                self._boxes.set(container, box, attrs.evolve(box.seen, state="failed", message=reason))
+                box.going, box.lost, box.refused = False, True, reason
+                self._boxes.set(container, box, box.seen)
 
             self._outbox.post(not_gone)
 

@@ -27,7 +27,7 @@ from netctl.wire.messages import (
     Update,
 )
 from nodeagent.agent import RESYNC
-from nodeagent.docker_side import PATIENCE
+from nodeagent.docker_side import AFTERWARDS, PATIENCE
 from nodeagent.helper_fake import LocalHelper
 from nodeagent.helper_messages import DockerAway, DockerListed
 from nodeagent.kernel_state import EngineContainer
@@ -486,13 +486,20 @@ def test_docker_is_revived_once_everything_is_taken_up(
     settled(life)
     life.turn()
     assert node.docker.revivals == 1
-    life.clock += 10
+    # Docker says only after its call was refused that a container could not be started.
+    life.clock += AFTERWARDS - 0.01
     life.turn(2)
     assert node.docker.revivals == 1
+    life.clock += 0.01
+    life.turn(2)
+    assert node.docker.revivals == 2
+    life.clock += 10
+    life.turn(2)
+    assert node.docker.revivals == 2
     # Its calls were not answered for a while: it is listed, and what it was refused is started.
     node.docker.list_docker()
     life.turn(2)
-    assert node.docker.revivals == 2
+    assert node.docker.revivals == 3
     # Docker starts again, its firewall without our rule, the broker away.
     life.link.lose()
     node.passages.flush("nft")
@@ -501,7 +508,7 @@ def test_docker_is_revived_once_everything_is_taken_up(
     assert node.passages.read() == {"nft": True}
     life.clock += PATIENCE
     life.turn()
-    assert node.docker.revivals == 3
+    assert node.docker.revivals == 4
 
 
 def test_docker_is_listed_when_the_driver_wants_it(life: DockerLife, driver: FakeDriver) -> None:

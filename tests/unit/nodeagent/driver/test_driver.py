@@ -16,7 +16,7 @@ from nodeagent.driver.frames import MAX_FRAME, frame, parse_frame
 from nodeagent.driver.holder_link import AGAIN
 from nodeagent.driver.identity import SETTLE_SECONDS
 from nodeagent.driver.reporting import RETRY_SECONDS
-from nodeagent.driver.service import LIST_SECONDS, LONGEST_WAIT, UNKNOWN_SECONDS, Driver
+from nodeagent.driver.service import LIST_SECONDS, LONGEST_WAIT, REFUSED_SECONDS, UNKNOWN_SECONDS, Driver
 from nodeagent.driver.view import DriverView
 from nodeagent.helper_messages import DockerAway, DockerChanged, DockerListed
 from tests.support.docker_calls import NETWORK, RESERVE, docker_id, network, placed, recorded, seen, view
@@ -187,6 +187,21 @@ def test_a_call_that_was_given_up_is_not_done_any_more(bench: Bench) -> None:
     assert bench.driver.wants_list()
     # The address is still the first.
     assert bench.call("IpamDriver.RequestAddress", PoolID="p")["Address"] == "10.1.0.2/16"
+
+
+def test_what_the_holder_refused_for_us_is_looked_after_at_once(bench: Bench) -> None:
+    bench.driver.hear(DockerListed((), (), fresh=True))
+    assert not bench.driver.wants_list()
+    for refused in (2, 3):
+        bench.holder.send(frame({"ping": 1, "refused": refused}))
+        bench.driver.receive(bench.view)
+        assert bench.driver.wants_list()
+        bench.driver.receive(bench.view)
+        assert not bench.driver.wants_list()
+        bench.now += REFUSED_SECONDS
+    bench.holder.send(frame({"ping": 1, "refused": 3}))
+    bench.driver.receive(bench.view)
+    assert not bench.driver.wants_list()
 
 
 def test_pings_are_answered(bench: Bench) -> None:

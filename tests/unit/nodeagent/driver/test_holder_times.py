@@ -93,6 +93,29 @@ def test_the_agent_is_told_until_when_it_is_waited_for(bench: Bench) -> None:
     assert line["until"] == bench.clock.now + SILENT
 
 
+def test_an_agent_that_answers_again_is_told_how_much_was_refused_meanwhile(bench: Bench) -> None:
+    bench.ask()
+    bench.pass_time(SILENT, pong=False)
+    bench.client.answer()
+    for _ in range(2):
+        bench.client.ask("NetworkDriver.Leave", {})
+        bench.holder.turn()
+        assert "does not answer" in bench.client.answer()["Err"]
+    # Pings that it did not read are older than the last refusal.
+    while select.select([bench.agent.sock], [], [], 0)[0]:
+        bench.agent.read()
+    bench.agent.sock.send(json.dumps({"pong": 0}).encode() + b"\n")
+    bench.holder.turn()
+    line, _ = bench.agent.read()
+    assert line["refused"] == 3
+    # So is the next agent.
+    bench.agent.sock.close()
+    bench.agent = StandInAgent(bench.agent_path)
+    bench.holder.turn()
+    line, _ = bench.agent.read()
+    assert line["refused"] == 3
+
+
 def test_a_client_that_sends_half_a_call_is_cut_off(bench: Bench) -> None:
     bench.client.connect()
     bench.client.sock.sendall(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")

@@ -386,6 +386,13 @@ def test_a_removal_that_docker_refuses_says_why_and_can_be_asked_for_again(node:
     node.engine.remove(container)
     until_state(node.engine, container, "failed")
     assert node.engine.containers()[container].message == "no"
+    # Whatever else becomes of it: that it is not gone is what counts.
+    made = node.api.find("web")
+    assert made is not None
+    node.api.exit(made, 3)
+    node.until(lambda: node.engine.containers()[container].exit_code == 3)
+    assert node.state(container) == "failed"
+    assert node.engine.containers()[container].message == "no"
     node.api.faults.clear()
     node.engine.remove(container)
     until_state(node.engine, container, "gone")
