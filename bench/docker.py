@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
+import random
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.attach import Node, containers
 from bench.lab import Lab, lab
-from bench.peers import Podman, peers
+from bench.peers import peers
 from bench.record import Recorder
 from bench.statistics import Row, median
 from netctl.lab.image import IMAGE, archive, import_arguments
 
 PEERS_RATIO = 5.0
 _NETWORK = "bench"
+_BRIDGE = "other"
+_ATTACH = "attach"
 _WARM = 2
 """Rounds that are not counted."""
 
@@ -67,6 +71,23 @@ class Api:
         """Kill and remove a container."""
         self.call("DELETE", f"/containers/{identifier}?force=1")
 
+    def timed_start(self, network: str) -> float:
+        """Start a new container on a network, and remove it; return the milliseconds of the start."""
+        identifier = self.create(network)
+        began = time.perf_counter()
+        self.start(identifier)
+        taken = _milliseconds(began)
+        self.remove(identifier)
+        return taken
+
+    def timed_connect(self, network: str, container: str) -> float:
+        """Connect a container that runs, and disconnect it; return the milliseconds of the first."""
+        began = time.perf_counter()
+        self.call("POST", f"/networks/{network}/connect", {"Container": container})
+        taken = _milliseconds(began)
+        self.call("POST", f"/networks/{network}/disconnect", {"Container": container})
+        return taken
+
 
 def _milliseconds(began: float) -> float:
     return (time.perf_counter() - began) * 1000
@@ -90,85 +111,91 @@ def _measure(up: Lab, rounds: int, scratch: Path, image: Path) -> list[Row]:
     docker = ("lab", "docker", "n1", "--")
     up.netctl(*docker, *import_arguments(), stdin=image.read_bytes())
     up.netctl(*docker, "network", "create", "-d", "netctl", "--ipam-driver", "netctl", _NETWORK)
-    up.netctl(*docker, "network", "create", "other")
+    up.netctl(*docker, "network", "create", _BRIDGE)
     api = Api(up.directory / "n1" / "docker" / "docker.sock")
-    starts: dict[str, list[float]] = {network: [] for network in ("none", "bridge", _NETWORK)}
-    connects: dict[str, list[float]] = {network: [] for network in ("other", _NETWORK)}
-    podman_starts: dict[str, list[float]] = {network: [] for network in ("none", "bench")}
     kept = api.create("bridge")
     api.start(kept)
-    podman = Podman(scratch / "podman")
     for folder in ("records", "broker"):
         (scratch / folder).mkdir()
     node, recorder, names = Node(scratch / "records"), Recorder(scratch / "broker"), containers()
-    ours: list[float] = []
-    with peers(scratch) as programs:
-        attaches: dict[str, list[float]] = {peer.name: [] for peer in programs}
+
+    def attach() -> float:
+        container, address = next(names)
+        return recorder.record(container) + node.attach(container, address)
+
+    ways: dict[str, Callable[[], float]] = {_ATTACH: attach}
+    for network in ("none", "bridge", _BRIDGE, _NETWORK):
+        ways[f"start {network}"] = functools.partial(api.timed_start, network)
+    for network in (_BRIDGE, _NETWORK):
+        ways[f"connect {network}"] = functools.partial(api.timed_connect, network, kept)
+    with peers(scratch) as (programs, podman):
         podman.prepare(image)
-        for number in range(rounds + _WARM):
-            for network, taken in starts.items():
-                identifier = api.create(network)
-                began = time.perf_counter()
-                api.start(identifier)
-                taken.append(_milliseconds(began))
-                api.remove(identifier)
-            for network, taken in connects.items():
-                began = time.perf_counter()
-                api.call("POST", f"/networks/{network}/connect", {"Container": kept})
-                taken.append(_milliseconds(began))
-                api.call("POST", f"/networks/{network}/disconnect", {"Container": kept})
-            container, address = next(names)
-            ours.append(recorder.record(container) + node.attach(container, address))
-            for peer in programs:
-                attaches[peer.name].append(peer.once(number))
-            for network, taken in podman_starts.items():
-                taken.append(podman.start(network))
+        for network in ("none", "bench"):
+            ways[f"podman {network}"] = functools.partial(podman.start, network)
+        attaches = {peer.name: peer.once for peer in programs}
+        ways |= attaches
+        taken = _in_turn(ways, rounds)
     api.remove(kept)
     node.close()
     recorder.close()
-    return [_beside_peers(ours[_WARM:], attaches), *_rows(starts, connects, attaches, podman_starts)]
+    return _rows(taken, tuple(attaches))
 
 
-def _beside_peers(ours: list[float], attaches: Mapping[str, list[float]]) -> Row:
-    name, fastest = min(attaches.items(), key=lambda item: median(item[1][_WARM:]))
-    beside = fastest[_WARM:]
+def _in_turn(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Do everything once in each round, and return what each took; in another order every time.
+
+    Whatever a container leaves for the kernel to clear away slows down what comes next.
+    """
+    order, chance = list(ways), random.Random(0)  # noqa: S311 - no secret, and the same in every run
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + _WARM):
+        chance.shuffle(order)
+        for name in order:
+            milliseconds = ways[name]()
+            if number >= _WARM:
+                taken[name].append(milliseconds)
+    return taken
+
+
+def _rows(taken: Mapping[str, list[float]], attaches: tuple[str, ...]) -> list[Row]:
+    return [
+        _beside_peers(taken, attaches),
+        _start_beside(taken, _BRIDGE, "on a bridge network of Docker's that a user made"),
+        _start_beside(taken, "bridge", "on Docker's default bridge, which has no DNS"),
+        Row(
+            "`docker network connect` (API) to netctl",
+            "to a Docker bridge",
+            "ms", taken[f"connect {_NETWORK}"], taken[f"connect {_BRIDGE}"], "",
+            median(taken[f"connect {_NETWORK}"]) < median(taken[f"connect {_BRIDGE}"]),
+        ),
+        Row("podman run, what netavark adds", "without a network", "ms", _added(taken, "podman", "bench"),
+            (), "", met=True),
+        *(Row(f"attach by {name}", "", "ms", taken[name], (), "", met=True) for name in attaches),
+    ]  # fmt: skip
+
+
+def _beside_peers(taken: Mapping[str, list[float]], attaches: tuple[str, ...]) -> Row:
+    fastest = min(attaches, key=lambda name: median(taken[name]))
+    ours, beside = taken[_ATTACH], taken[fastest]
     return Row(
         "attach as the agent has it done, address and record included",
-        name,
+        fastest,
         "ms", ours, beside, f"at most 1/{PEERS_RATIO:g} of the fastest other",
         median(ours) <= median(beside) / PEERS_RATIO,
         f"{len(ours)} rounds; without the messages between broker, agent and helper",
     )  # fmt: skip
 
 
-def _added(with_network: list[float], without: list[float]) -> list[float]:
-    return [one - median(without) for one in with_network]
+def _start_beside(taken: Mapping[str, list[float]], network: str, told: str) -> Row:
+    ours, beside = _added(taken, "start", _NETWORK), _added(taken, "start", network)
+    return Row(
+        "what `docker start` takes longer on netctl than without a network",
+        told,
+        "ms", ours, beside, "less than Docker's bridge", median(ours) < median(beside),
+        f"{len(ours)} rounds; without a network {median(taken['start none']):.0f} ms",
+    )  # fmt: skip
 
 
-def _rows(
-    starts: Mapping[str, list[float]],
-    connects: Mapping[str, list[float]],
-    attaches: Mapping[str, list[float]],
-    podman_starts: Mapping[str, list[float]],
-) -> list[Row]:
-    counted = {name: taken[_WARM:] for name, taken in {**starts, **attaches}.items()}
-    ours = _added(counted[_NETWORK], counted["none"])
-    bridge = _added(counted["bridge"], counted["none"])
-    connected, connected_beside = connects[_NETWORK][_WARM:], connects["other"][_WARM:]
-    podman = _added(podman_starts["bench"][_WARM:], podman_starts["none"][_WARM:])
-    rows = [
-        Row(
-            "what `docker start` takes longer on netctl than without a network",
-            "on Docker's bridge",
-            "ms", ours, bridge, "less than Docker's bridge", median(ours) < median(bridge),
-            f"{len(ours)} rounds; without a network {median(counted['none']):.0f} ms",
-        ),
-        Row(
-            "`docker network connect` (API) to netctl",
-            "to a Docker bridge",
-            "ms", connected, connected_beside, "", median(connected) < median(connected_beside),
-        ),
-        Row("podman run, what netavark adds", "without a network", "ms", podman, (), "", met=True),
-    ]  # fmt: skip
-    rows += [Row(f"attach by {name}", "", "ms", counted[name], (), "", met=True) for name in attaches]
-    return rows
+def _added(taken: Mapping[str, list[float]], what: str, network: str) -> list[float]:
+    without = median(taken[f"{what} none"])
+    return [one - without for one in taken[f"{what} {network}"]]

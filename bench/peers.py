@@ -46,7 +46,7 @@ class Peer:
     """
 
     name: str
-    once: Callable[[int], float]
+    once: Callable[[], float]
 
 
 def _run(arguments: list[str], environment: Mapping[str, str], text: str = "") -> str:
@@ -57,8 +57,20 @@ def _run(arguments: list[str], environment: Mapping[str, str], text: str = "") -
 
 
 @contextlib.contextmanager
-def peers(scratch: Path) -> Iterator[tuple[Peer, ...]]:
-    """Yield those that only need a namespace to put a container into, in a node's namespace of their own.
+def inside(namespace: int) -> Iterator[None]:
+    """Be in a network namespace for a while: they write their bridges and rules wherever they are called."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    enter(namespace)
+    try:
+        yield
+    finally:
+        enter(home)
+        os.close(home)
+
+
+@contextlib.contextmanager
+def peers(scratch: Path) -> Iterator[tuple[tuple[Peer, ...], Podman]]:
+    """Yield those that only need a namespace to put a container into, and podman, on a node of their own.
 
     Args:
         scratch: An empty folder for what they keep.
@@ -66,15 +78,11 @@ def peers(scratch: Path) -> Iterator[tuple[Peer, ...]]:
     Raises:
         MissingError: One is not installed.
     """
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    node = new_namespace()
-    enter(node)
-    kept = new_namespace()
+    node, kept = new_namespace(), new_namespace()
     try:
-        yield (_cni(scratch), _netavark(scratch, kept))
+        yield (_cni(scratch, node), _netavark(scratch, node, kept)), Podman(scratch / "podman", node)
     finally:
-        enter(home)
-        for descriptor in (home, node, kept):
+        for descriptor in (node, kept):
             os.close(descriptor)
 
 
@@ -82,14 +90,15 @@ def _path(namespace: int) -> str:
     return f"/proc/{os.getpid()}/fd/{namespace}"
 
 
-def _timed(attach: Callable[[int], Any], detach: Callable[[int], Any]) -> Callable[[int], float]:
-    def once(_number: int) -> float:
+def _timed(node: int, attach: Callable[[int], Any], detach: Callable[[int], Any]) -> Callable[[], float]:
+    def once() -> float:
         namespace = new_namespace()
         try:
-            began = time.perf_counter()
-            attach(namespace)
-            taken = (time.perf_counter() - began) * 1000
-            detach(namespace)
+            with inside(node):
+                began = time.perf_counter()
+                attach(namespace)
+                taken = (time.perf_counter() - began) * 1000
+                detach(namespace)
         finally:
             os.close(namespace)
         return taken
@@ -97,7 +106,7 @@ def _timed(attach: Callable[[int], Any], detach: Callable[[int], Any]) -> Callab
     return once
 
 
-def _cni(scratch: Path) -> Peer:
+def _cni(scratch: Path, node: int) -> Peer:
     """The chain `bridge` (with `host-local`) and `firewall`, as a runtime calls it (CNI 1.0)."""
     if not (_CNI / "bridge").exists():
         raise MissingError("containernetworking-plugins")
@@ -137,10 +146,10 @@ def _cni(scratch: Path) -> Peer:
         call("firewall", "DEL", {**firewall, **previous}, namespace)
         call("bridge", "DEL", {**bridge, **previous}, namespace)
 
-    return Peer("CNI bridge + host-local + firewall", _timed(attach, detach))
+    return Peer("CNI bridge + host-local + firewall", _timed(node, attach, detach))
 
 
-def _netavark(scratch: Path, kept: int) -> Peer:
+def _netavark(scratch: Path, node: int, kept: int) -> Peer:
     """Bare netavark. One endpoint is kept attached: with the last one it takes its bridge and chains out."""
     if not _NETAVARK.exists():
         raise MissingError("netavark")
@@ -169,10 +178,12 @@ def _netavark(scratch: Path, kept: int) -> Peer:
         arguments = [str(_NETAVARK), "--config", str(settings), command, _path(namespace)]
         _run(arguments, {"PATH": _PATH}, json.dumps(request))
 
-    call("setup", kept, "10.92.0.99")
+    with inside(node):
+        call("setup", kept, "10.92.0.99")
     return Peer(
         "netavark, one endpoint kept",
         _timed(
+            node,
             lambda namespace: call("setup", namespace, "10.92.0.2"),
             lambda namespace: call("teardown", namespace, "10.92.0.2"),
         ),
@@ -181,13 +192,15 @@ def _netavark(scratch: Path, kept: int) -> Peer:
 
 @attrs.frozen
 class Podman:
-    """podman with all it keeps below one folder, in the network namespace of whoever calls it.
+    """podman with all it keeps below one folder.
 
     Attributes:
         directory: The folder.
+        node: A descriptor of the network namespace that it is to take for the host's.
     """
 
     directory: Path
+    node: int
 
     def prepare(self, image: Path) -> None:
         """Load an image, a tar archive of a root file system, and make a network.
@@ -224,4 +237,5 @@ class Podman:
             "netavark",
         ]
         environment = {**os.environ, "CONTAINERS_CONF": str(self.directory / "containers.conf")}
-        return _run(["podman", *options, *arguments], environment)
+        with inside(self.node):
+            return _run(["podman", *options, *arguments], environment)
