@@ -42,7 +42,12 @@ def endpoint_link(key: str) -> str:
     return ENDPOINT_PREFIX + key[:12]
 
 
-def tunnel_device(block: str) -> str:
-    """Return the name of the tunnel to the node that has `block` (``a.b.c.d/len``)."""
+def tunnel_device(block: str, encapsulation: str) -> str:
+    """Return the name of the tunnel by gre or vxlan to the node that has `block` (``a.b.c.d/len``)."""
     octets = block.partition("/")[0].split(".")
-    return TUNNEL_PREFIX + "".join(f"{int(octet):02x}" for octet in octets)
+    return TUNNEL_PREFIX + encapsulation[0] + "".join(f"{int(octet):02x}" for octet in octets)
+
+
+def wireguard_device(generation: int) -> str:
+    """Return the name of the node's WireGuard link of one generation of its key: two take turns."""
+    return f"{TUNNEL_PREFIX}w{generation % 2}"

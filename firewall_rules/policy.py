@@ -136,12 +136,14 @@ class TunnelPolicy:
     """What may come out of the tunnel to one peer node: inner sources of that peer's block, nothing else.
 
     Attributes:
-        device: The tunnel device; with ``direct``, the underlay's link.
+        device: The tunnel device; with ``direct``, the underlay's link; with ``wireguard``, the node's own.
         block: The peer's block.
         encapsulation: gre, vxlan, wireguard or direct.
         outer: The peer's underlay address, the only source of its outer packets.
         vni: With vxlan: the only network identifier taken from `outer`.
         mac: With direct: the only Ethernet source for the block.
+        routed: Whether the peer's block may come out of it. If not, only its outer packets are let in: it
+            stands ready, and probes go along it, which the firewall never sees.
     """
 
     device: str
@@ -150,6 +152,7 @@ class TunnelPolicy:
     outer: str
     vni: int = 0
     mac: str = ""
+    routed: bool = True
 
 
 @attrs.frozen
@@ -167,6 +170,7 @@ class HostPolicy:
         pairs: Who may exchange packets, protocols and ports not looked at (later fragments carry none).
         tunnels: One per peer node.
         vxlan_port: UDP port of VXLAN on this node.
+        wireguard_ports: UDP ports of this node's own WireGuard ends.
         publications: Ports of the node that lead to containers.
         internal: Addresses of containers for which the internet is closed, and publications too.
     """
@@ -181,5 +185,6 @@ class HostPolicy:
     pairs: frozenset[Pair] = frozenset()
     tunnels: frozenset[TunnelPolicy] = frozenset()
     vxlan_port: int = 4789
+    wireguard_ports: frozenset[int] = frozenset()
     publications: frozenset[Publication] = frozenset()
     internal: frozenset[str] = frozenset()

@@ -8,7 +8,6 @@ bits set; both are kept as text, since they are compared and carried far more of
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network
@@ -51,6 +50,8 @@ DockerId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 Encapsulation = Literal["gre", "vxlan", "wireguard", "direct", "none"]
 """How one pair of nodes carries the overlay; ``none``: they have no mode in common, the tunnel is down."""
+Encryption = Literal["off", "required"]
+"""Whether a pair of nodes may carry the overlay in plain text; ``required``: by wireguard, or not at all."""
 TransportProtocol = Literal["tcp", "udp", "icmp", "any"]
 Wanted = Literal["running", "stopped"]
 Origin = Literal["broker", "engine"]
@@ -75,6 +76,8 @@ OVERHEAD: Mapping[str, int] = {"gre": 24, "vxlan": 50, "wireguard": 60, "direct"
 DEFAULT_SUPERNET = "10.0.0.0/8"
 DEFAULT_BLOCK_SIZE = 16
 BROKER_PORT = 2020
+VXLAN_PORT = 4789
+"""UDP port of VXLAN (RFC 7348) unless `broker init` says another."""
 
 
 def check_name(text: str, what: str = "name") -> str:
@@ -210,9 +213,59 @@ class DockerContainer:
     service: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
+@attrs.frozen(order=True)
+class WireguardEnd:
+    """One end of a node's WireGuard tunnels; while its key is rotated it has two.
+
+    Attributes:
+        generation: Of its key; grows by one with every `netctl node rotate-key`.
+        key: The public half. The private one never leaves the node's privileged child.
+        port: UDP port it listens at.
+    """
+
+    generation: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+    key: PublicKey
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+
+@attrs.frozen(order=True)
+class PathState:
+    """How one node finds one way to one peer, by probes that went there and back.
+
+    Attributes:
+        up: Small probes come back.
+        mtu: Bytes of the largest inner packet that came back; 0: none did.
+        rtt_us: Microseconds there and back, median of the last probes; 0: unknown.
+        loss_permille: Of the last probes.
+    """
+
+    peer: Name
+    encapsulation: Encapsulation
+    up: bool
+    mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    rtt_us: Annotated[int, msgspec.Meta(ge=0, le=2**40)] = 0
+    loss_permille: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+
+
+@attrs.frozen(order=True)
+class Finding:
+    """Something that is not as it should be on a node, or between nodes.
+
+    Attributes:
+        severity: ``error``: something does not work; ``warning``: it does, but it may not do so for long.
+        subject: What it is about: a node's name, ``n1 -> n2``, a network.
+        remedy: What to do about it.
+    """
+
+    severity: Literal["error", "warning"]
+    subject: Annotated[str, msgspec.Meta(max_length=256)]
+    message: Text
+    remedy: Text = ""
+
+
 @attrs.frozen
 class NodeFacts:
-    """What a node says of itself at the start of every session.
+    """What a node says of itself, at the start of every session and whenever it changes.
 
     Attributes:
         underlay: Its address in the underlay, where tunnels end.
@@ -223,6 +276,7 @@ class NodeFacts:
         engines: Container engines it offers.
         networks: Routes, pools and VPNs present on the host, ours left out.
         version: Of the agent's program.
+        wireguard: Its WireGuard ends; none where its kernel, or its operator, has no WireGuard.
     """
 
     underlay: Address
@@ -233,6 +287,7 @@ class NodeFacts:
     engines: Annotated[tuple[Word, ...], msgspec.Meta(max_length=8)]
     networks: Annotated[tuple[Cidr, ...], msgspec.Meta(max_length=4096)] = ()
     version: Word = ""
+    wireguard: Annotated[tuple[WireguardEnd, ...], msgspec.Meta(max_length=8)] = ()
 
 
 @attrs.frozen(order=True)
@@ -260,7 +315,12 @@ class Peer:
         underlay_mac: The Ethernet address its block is bound to when `encapsulation` is direct.
         encapsulation: Chosen by the broker for the pair.
         vni: VXLAN network identifier of the pair (24 bits); 0 where unused.
-        mtu: Bytes of one inner packet on this tunnel.
+        mtu: Bytes of one inner packet on this tunnel, as the path takes it.
+        candidates: Every encapsulation the pair may use, best first, `encapsulation` among them. All of them
+            stand ready and are probed; only `encapsulation` is routed along.
+        outer_mtu: Bytes of one outer packet by the two nodes' links, whatever the path between them takes;
+            0: as `mtu` says.
+        wireguard: The end of the peer's to send to; None: it has none.
     """
 
     name: Name
@@ -270,6 +330,9 @@ class Peer:
     encapsulation: Encapsulation
     vni: Annotated[int, msgspec.Meta(ge=0, lt=2**24)]
     mtu: Mtu
+    candidates: Annotated[tuple[Encapsulation, ...], msgspec.Meta(max_length=8)] = ()
+    outer_mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    wireguard: WireguardEnd | None = None
 
 
 @attrs.frozen
@@ -308,6 +371,9 @@ class NodeState:
         permits: Every connection that has an end on this node.
         reserve: Addresses of the block on lease: the node gives them to containers that Docker's user
             starts, without asking first. What has one is closed until it is recorded in `containers`.
+        vxlan_port: UDP port of VXLAN, the same on every node.
+        encryption: With ``required`` nothing but wireguard is ever made of a peer.
+        wireguard_generations: Of the node's own keys: the ends to hold; the first is the one to send from.
     """
 
     name: Name
@@ -316,6 +382,9 @@ class NodeState:
     encapsulation: Encapsulation
     mtu: Mtu
     closed: tuple[Cidr, ...] = ()
+    vxlan_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = VXLAN_PORT
+    encryption: Encryption = "off"
+    wireguard_generations: Annotated[tuple[int, ...], msgspec.Meta(max_length=8)] = ()
     peers: Mapping[Name, Peer] = attrs.field(factory=dict)
     containers: Mapping[ContainerId, PlacedContainer] = attrs.field(factory=dict)
     permits: frozenset[Permit] = frozenset()
@@ -327,8 +396,7 @@ class NodeDelta:
     """What turns one desired state of a node into a later one.
 
     Attributes:
-        header: name, block, supernet, encapsulation, mtu and closed of the new state (its maps and sets
-            empty), where one of them changed.
+        header: Everything of the new state but its maps and sets (which are empty), where any of it changed.
     """
 
     header: NodeState | None = None
@@ -340,43 +408,6 @@ class NodeDelta:
     permits_removed: tuple[Permit, ...] = ()
     reserve: tuple[Address, ...] = ()
     reserve_removed: tuple[Address, ...] = ()
-
-
-def apply_delta(state: NodeState, delta: NodeDelta) -> NodeState:
-    """Return the later state. Removing what is not there is harmless; the digest tells a wrong base."""
-    base = state
-    if delta.header is not None:
-        base = attrs.evolve(
-            delta.header,
-            peers=state.peers,
-            containers=state.containers,
-            permits=state.permits,
-            reserve=state.reserve,
-        )
-    peers, containers, permits, reserve = base.peers, base.containers, base.permits, base.reserve
-    if delta.peers or delta.peers_removed:
-        peers = {n: p for n, p in peers.items() if n not in delta.peers_removed}
-        peers.update((p.name, p) for p in delta.peers)
-    if delta.containers or delta.containers_removed:
-        containers = {i: c for i, c in containers.items() if i not in delta.containers_removed}
-        containers.update((c.id, c) for c in delta.containers)
-    if delta.permits or delta.permits_removed:
-        permits = permits.difference(delta.permits_removed).union(delta.permits)
-    if delta.reserve or delta.reserve_removed:
-        reserve = reserve.difference(delta.reserve_removed).union(delta.reserve)
-    return attrs.evolve(base, peers=peers, containers=containers, permits=permits, reserve=reserve)
-
-
-def digest(state: NodeState) -> str:
-    """Name the contents of `state`: SHA-256, in hexadecimal, of a canonical encoding."""
-    canonical = (
-        attrs.evolve(state, peers={}, containers={}, permits=frozenset(), reserve=frozenset()),
-        tuple(state.peers[k] for k in sorted(state.peers)),
-        tuple(state.containers[k] for k in sorted(state.containers)),
-        sorted(state.permits, key=lambda p: (p.source, p.destination, p.port, p.expires_at or 0.0)),
-        sorted(state.reserve),
-    )
-    return hashlib.sha256(msgspec.msgpack.encode(canonical)).hexdigest()
 
 
 @attrs.frozen

@@ -141,7 +141,7 @@ class DesiredIndex:
         return self.partners.get(address, _NO_ADDRESSES)
 
     def advanced(self, delta: NodeDelta) -> DesiredIndex:
-        """Return the later state, as `netctl.model.apply_delta` does for the whole."""
+        """Return the later state, as `netctl.delta.apply_delta` does for the whole."""
         containers, by_address = self.containers, self.by_address
         for identifier in delta.containers_removed:
             old = containers.get(identifier)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import attrs
 
-from netctl.model import ContainerId, ContainerRunState, DockerId, Text, Word
-from nodeagent.kernel_state import EngineContainer, HostFacts, HostState
+from netctl.model import ContainerId, ContainerRunState, DockerId, PathState, Text, Word
+from nodeagent.kernel_state import EngineContainer, HostChecks, HostFacts, HostState, ProbeTarget
 
 
 @attrs.frozen
@@ -168,6 +168,25 @@ class ReviveDocker:
 
 
 @attrs.frozen
+class SetProbes:
+    """Probe these ways from now on, and no others. Answered by Results with no entry; PathsChanged follow."""
+
+    targets: tuple[ProbeTarget, ...]
+
+
+@attrs.frozen
+class GetChecks:
+    """Look at what of the host may be in our way. Answered by ChecksAnswer."""
+
+
+@attrs.frozen
+class ChecksAnswer:
+    """What was found."""
+
+    checks: HostChecks
+
+
+@attrs.frozen
 class Refused:
     """A request was not understood, not allowed, or failed whole."""
 
@@ -200,6 +219,18 @@ class Drifted:
     """
 
     what: Text
+
+
+@attrs.frozen
+class PathsChanged:
+    """Event: these ways are found otherwise than said before."""
+
+    paths: tuple[PathState, ...]
+
+
+@attrs.frozen
+class FactsChanged:
+    """Event: the host's addresses, links or networks are others by now; ask for its facts again."""
 
 
 @attrs.frozen
@@ -284,7 +315,8 @@ MESSAGES: dict[str, type] = {
     for kind in (
         GetFacts, FactsAnswer, Observe, Observed, Apply, Results, OpenExec, Opened, KillExec, OpenLogs,
         Refused, ContainerChanged, ExecEnded, Drifted, OpenCopy, GetSandbox, SandboxAnswer, Adopt, ListDocker,
-        ReviveDocker, SandboxChanged, DockerListed, DockerChanged, DockerAway,
+        ReviveDocker, SetProbes, PathsChanged, GetChecks, ChecksAnswer, FactsChanged,
+        SandboxChanged, DockerListed, DockerChanged, DockerAway,
     )
 }  # fmt: skip
 """Every message by its name."""

@@ -13,7 +13,7 @@ import attrs
 
 from firewall_rules.backends.base import Variant
 from firewall_rules.policy import ContainerPolicy, HostPolicy
-from netctl.model import ContainerRunState, Encapsulation
+from netctl.model import ContainerRunState, Encapsulation, WireguardEnd
 
 DOCKER: Final = "docker"
 """The engine whose containers get their links and rules as Docker's endpoints, and go in their own time."""
@@ -58,6 +58,65 @@ class Tunnel:
     port: int = 0
     mac: str = ""
     up: bool = True
+
+
+@attrs.frozen(order=True)
+class WireguardPeer:
+    """A peer of our WireGuard link; its allowed IPs are its block and nothing else.
+
+    Attributes:
+        key: Public, in hexadecimal.
+        endpoint: The peer's underlay address.
+        port: UDP, of its end.
+    """
+
+    block: str
+    key: str
+    endpoint: str
+    port: int
+
+
+@attrs.frozen
+class WireguardLink:
+    """One of the node's WireGuard links: one for each generation of its key, with all peers on it.
+
+    Attributes:
+        device: `firewall_rules.names.wireguard_device` of the generation.
+        generation: Of the key it holds; 0: it holds none that we know.
+        port: UDP port it listens at.
+        mtu: Bytes of an inner packet.
+    """
+
+    device: str
+    generation: int
+    port: int
+    mtu: int
+    peers: frozenset[WireguardPeer] = frozenset()
+    up: bool = True
+
+
+@attrs.frozen
+class ProbeTarget:
+    """One way to one peer that is to be probed, and by which the peer's probes are answered.
+
+    Attributes:
+        peer: The node's name.
+        device: What probes leave by, and come in by.
+        source: Our bridge's address.
+        destination: The peer's bridge's address.
+        mac: Whom frames go to where `device` is an Ethernet link (vxlan, direct); else empty.
+        mtu: Bytes of the largest inner packet worth trying.
+        chosen: It is what the pair is routed along, and is watched closely; the others now and then.
+    """
+
+    peer: str
+    encapsulation: Encapsulation
+    device: str
+    source: str
+    destination: str
+    mac: str
+    mtu: int
+    chosen: bool
 
 
 @attrs.frozen
@@ -142,6 +201,7 @@ class HostFacts:
         underlay_device: The link that carries the underlay address.
         encapsulations: What this kernel can do.
         host_firewall: Why layer 2 cannot be had here; empty: it can.
+        wireguard: The keys it holds, by their public halves; none where the kernel has no WireGuard.
     """
 
     underlay: str
@@ -152,6 +212,33 @@ class HostFacts:
     firewall: Literal["nftables", "iptables", "none"]
     host_firewall: str
     engines: tuple[str, ...]
+    networks: tuple[str, ...]
+    wireguard: tuple[WireguardEnd, ...] = ()
+
+
+@attrs.frozen
+class HostChecks:
+    """What of a host may be in the overlay's way, as it is; see `nodeagent.checkup` for what it means.
+
+    Attributes:
+        clock: Seconds since 1970.
+        forwarding: net.ipv4.ip_forward.
+        reverse_path: net.ipv4.conf.*.rp_filter by link; ``all`` among them.
+        bridge_calls: net.bridge.bridge-nf-call-iptables; None: the module is not there.
+        forward_policies: Policy of the FORWARD chain by variant of iptables that has one.
+        docker_user: Whether our rule stands in DOCKER-USER, by variant of iptables that has that chain.
+        features: What the kernel was asked for, and whether it has it: ``gre``, ``vxlan``, ``wireguard``,
+            ``bridge``, ``veth``, ``nftables inet``, ``nftables bridge``, ``nftables nat``, ``conntrack``.
+        networks: As in `HostFacts`.
+    """
+
+    clock: float
+    forwarding: bool
+    reverse_path: Mapping[str, int]
+    bridge_calls: bool | None
+    forward_policies: Mapping[str, str]
+    docker_user: Mapping[str, bool]
+    features: Mapping[str, bool]
     networks: tuple[str, ...]
 
 
@@ -171,6 +258,7 @@ class HostState:
         sandboxes: By endpoint key: whether the namespace of a Docker endpoint is there; absent: it is not
             watched. Its port is in `ports` and its layer 1 in `container_policies`, by the same key.
         passages: By variant of iptables that has a chain DOCKER-USER: whether our rule stands in it.
+        wireguard: By device.
     """
 
     bridge: Bridge | None = None
@@ -184,3 +272,4 @@ class HostState:
     containers: Mapping[str, EngineContainer] = attrs.field(factory=dict)
     sandboxes: Mapping[str, bool] = attrs.field(factory=dict)
     passages: Mapping[Variant, bool] = attrs.field(factory=dict)
+    wireguard: Mapping[str, WireguardLink] = attrs.field(factory=dict)

@@ -21,7 +21,7 @@ from firewall_rules.policy import (
     TunnelPolicy,
 )
 from netctl.model import Workload
-from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
+from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel, WireguardLink
 
 
 @attrs.frozen
@@ -56,6 +56,24 @@ class DeleteTunnel:
     """Take a tunnel device out; its route goes with it."""
 
     device: str
+
+
+@attrs.frozen
+class SetWireguard:
+    """Make a WireGuard link, or bring it to this form; the key of its generation is made if there is none.
+
+    Peers that stay as they are keep their sessions.
+    """
+
+    link: WireguardLink
+
+
+@attrs.frozen
+class DeleteWireguard:
+    """Take a WireGuard link out, and destroy its key."""
+
+    device: str
+    generation: int
 
 
 @attrs.frozen
@@ -236,8 +254,8 @@ class RemoveContainer:
 
 
 Op = (
-    SetSysctl | SetBridge | DeleteBridge | SetTunnel | DeleteTunnel | SetRoute | DeleteRoute
-    | SetHostRules | UpdateHostRules | DeleteHostRules | OpenPassage | ClosePassage
+    SetSysctl | SetBridge | DeleteBridge | SetTunnel | DeleteTunnel | SetWireguard | DeleteWireguard
+    | SetRoute | DeleteRoute | SetHostRules | UpdateHostRules | DeleteHostRules | OpenPassage | ClosePassage
     | WatchSandbox | ForgetSandbox | SetEndpoint
     | CreateContainer | SetContainerRules | UpdateContainerRules | SetPort | SetEnd | DeletePort
     | StartContainer | StopContainer | RemoveContainer
@@ -253,6 +271,7 @@ ORDER: Mapping[type, int] = {
             DeletePort,
             DeleteRoute,
             DeleteTunnel,
+            DeleteWireguard,
             # The host's rules stand before any link that they guard.
             SetHostRules,
             UpdateHostRules,
@@ -260,6 +279,7 @@ ORDER: Mapping[type, int] = {
             ForgetSandbox,
             SetBridge,
             SetTunnel,
+            SetWireguard,
             # A device's own sysctls exist once it does; nothing is routed along it before they are set.
             SetSysctl,
             SetRoute,
@@ -294,7 +314,8 @@ OPS: Mapping[str, type] = {kind.__name__: kind for kind in ORDER}
 
 
 _TAKING = (
-    DeleteBridge, DeleteTunnel, DeleteRoute, DeleteHostRules, DeletePort, RemoveContainer, ClosePassage,
+    DeleteBridge, DeleteTunnel, DeleteWireguard, DeleteRoute, DeleteHostRules, DeletePort, RemoveContainer,
+    ClosePassage,
 )  # fmt: skip
 _REPLACING = (SetHostRules, SetContainerRules)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from netctl.delta import digest
 from netctl.log import get_logger
-from netctl.model import ContainerStatus, digest
+from netctl.model import ContainerStatus
 from netctl.wire.messages import Applied, Hello, NodeError, Report
 from nodeagent.desired import Desired
 from nodeagent.docker_side import DockerSide

@@ -337,7 +337,7 @@ def _tunnel(header: NodeState, facts: HostFacts, peer: Peer) -> Tunnel | None:
         return None
     vxlan = peer.encapsulation == "vxlan"
     return Tunnel(
-        device=names.tunnel_device(peer.block),
+        device=names.tunnel_device(peer.block, peer.encapsulation),
         encapsulation=peer.encapsulation,
         local=facts.underlay,
         remote=peer.underlay,
@@ -354,7 +354,7 @@ def _route(header: NodeState, facts: HostFacts, peer: Peer) -> Route:
         return Route(
             block=peer.block, device=facts.underlay_device, source=source, via=peer.underlay, mtu=peer.mtu
         )
-    device = names.tunnel_device(peer.block)
+    device = names.tunnel_device(peer.block, peer.encapsulation)
     if peer.encapsulation == "vxlan":
         far = bridge_address(peer.block)
         return Route(block=peer.block, device=device, source=source, via=far, via_mac=mac_of(far))
@@ -364,7 +364,7 @@ def _route(header: NodeState, facts: HostFacts, peer: Peer) -> Route:
 def _tunnel_policy(facts: HostFacts, peer: Peer) -> TunnelPolicy:
     direct = peer.encapsulation == "direct"
     return TunnelPolicy(
-        device=facts.underlay_device if direct else names.tunnel_device(peer.block),
+        device=facts.underlay_device if direct else names.tunnel_device(peer.block, peer.encapsulation),
         block=peer.block,
         encapsulation=peer.encapsulation,
         outer=peer.underlay,

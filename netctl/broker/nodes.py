@@ -13,9 +13,10 @@ from netctl.broker.hub import Hub
 from netctl.broker.plan import node_state
 from netctl.broker.sessions import Peer
 from netctl.broker.views import LiveNode
+from netctl.delta import digest
 from netctl.errors import NetctlError, ProtocolError
 from netctl.log import get_logger
-from netctl.model import ContainerStatus, NodeDelta, digest
+from netctl.model import ContainerStatus, NodeDelta
 from netctl.wire.failures import failure_of
 from netctl.wire.messages import (
     Applied,

@@ -21,10 +21,12 @@ from netctl.model import (
     ContainerStatus,
     DockerContainer,
     Encapsulation,
+    Finding,
     Name,
     NodeDelta,
     NodeFacts,
     NodeState,
+    PathState,
     Port,
     Revision,
     Seconds,
@@ -181,6 +183,30 @@ class BindNode:
     name: Name
     account: Name | None
     key: IdempotencyKey = ""
+
+
+@attrs.frozen
+class RotateNodeKey:
+    """Give a node a new WireGuard key. Answered by Done once every peer sends to it, and the old one is gone.
+
+    Attributes:
+        timeout: Seconds to wait for that.
+    """
+
+    name: Name
+    timeout: Seconds = 30.0
+    key: IdempotencyKey = ""
+
+
+@attrs.frozen
+class Diagnose:
+    """Look for what is not as it should be, on all nodes and between them. Answered by Diagnosis.
+
+    Attributes:
+        timeout: Seconds that nodes have to answer.
+    """
+
+    timeout: Seconds = 10.0
 
 
 @attrs.frozen
@@ -409,6 +435,8 @@ class NodeDetail:
         errors: What it reported about its last revision.
         last_seen: Seconds since 1970; 0: not since the broker started.
         account: Whose the containers are that its Docker users make; empty: nobody's.
+        paths: Every way from it to its peers, as it finds them.
+        mtu: Bytes, of its containers' links.
     """
 
     node: NodeView
@@ -418,6 +446,44 @@ class NodeDetail:
     last_seen: Seconds = 0.0
     labels: Labels = ()
     account: Word = ""
+    paths: tuple[PathView, ...] = ()
+    mtu: int = 0
+
+
+@attrs.frozen
+class PathView:
+    """One way between two nodes as the first of them finds it; field names are the JSON keys.
+
+    Attributes:
+        chosen: Whether the pair is routed along it.
+        state: ``unknown``: nothing was heard of it yet.
+        mtu: Bytes of the largest inner packet that came back; 0: none did.
+        rtt_ms: Milliseconds there and back; 0: unknown.
+        loss: Of the last probes, 0 to 1.
+    """
+
+    source: Name
+    destination: Name
+    encapsulation: Encapsulation
+    chosen: bool
+    state: Literal["up", "down", "unknown"]
+    mtu: int = 0
+    rtt_ms: float = 0.0
+    loss: float = 0.0
+
+
+@attrs.frozen
+class Diagnosis:
+    """What `netctl doctor` found.
+
+    Attributes:
+        paths: Every way between every two nodes, in both directions.
+        findings: Errors first; none: all is well.
+    """
+
+    nodes: tuple[NodeView, ...]
+    paths: tuple[PathView, ...]
+    findings: tuple[Finding, ...]
 
 
 @attrs.frozen
@@ -594,7 +660,7 @@ class Hello:
 
     Attributes:
         epoch: Of the desired state it holds; 0: none.
-        digest: `netctl.model.digest` of that state.
+        digest: `netctl.delta.digest` of that state.
         containers: What its engines say now.
         docker: All containers that Docker's users have on our networks; None: not known now, so that what
             is recorded of them stays.
@@ -652,6 +718,41 @@ class Report:
     """Node to broker: the state of these containers changed by itself."""
 
     containers: Annotated[tuple[ContainerStatus, ...], msgspec.Meta(max_length=65536)]
+
+
+@attrs.frozen
+class Facts:
+    """Node to broker: this is true of the host by now; it said otherwise before."""
+
+    facts: NodeFacts
+
+
+@attrs.frozen
+class Paths:
+    """Node to broker: how it finds the ways to its peers.
+
+    Attributes:
+        paths: Those that changed since it last said; after Hello all of them.
+    """
+
+    paths: Annotated[tuple[PathState, ...], msgspec.Meta(max_length=65536)]
+
+
+@attrs.frozen
+class Examine:
+    """Broker to node: look at your host. Answered by Examined, with the same id."""
+
+
+@attrs.frozen
+class Examined:
+    """Node to broker: what is not as it should be there.
+
+    Attributes:
+        clock: Seconds since 1970 by the node's clock.
+    """
+
+    findings: Annotated[tuple[Finding, ...], msgspec.Meta(max_length=256)]
+    clock: Seconds
 
 
 @attrs.frozen
@@ -749,6 +850,7 @@ REGISTRY: Mapping[str, type] = {
         StreamOpened, StreamData, StreamCredit, StreamResize, StreamEnd,
         Hello, Reset, Update, Applied, Report, Attach, Detach, ReserveAddress, Leave,
         NodeOpenExec, NodeOpenLogs, NodeOpenCopy, NodeOpenAdopt,
+        RotateNodeKey, Diagnose, Diagnosis, Facts, Paths, Examine, Examined,
     )
 }  # fmt: skip
 """Every message by its name on the wire. A name that is not here is refused."""

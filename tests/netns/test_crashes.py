@@ -17,7 +17,8 @@ import attrs
 import pytest
 
 from firewall_rules.backends.namespaces import generation_socket, inside, stamp
-from netctl.model import NodeDelta, NodeState, apply_delta
+from netctl.delta import apply_delta
+from netctl.model import NodeDelta, NodeState
 from netctl.wire.messages import Reset, Update
 from nodeagent.engine.process import ProcessEngine
 from nodeagent.kernel.fake import CrashError

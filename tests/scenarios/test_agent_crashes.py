@@ -14,7 +14,8 @@ from typing import Literal
 import attrs
 import pytest
 
-from netctl.model import NodeDelta, NodeState, apply_delta
+from netctl.delta import apply_delta
+from netctl.model import NodeDelta, NodeState
 from netctl.wire.messages import Reset, Update
 from nodeagent.helper_client import Helper
 from nodeagent.kernel.fake import CrashError

@@ -12,8 +12,9 @@ import attrs
 import pytest
 
 from netctl.broker.commands import SetDraining, SetWanted
+from netctl.delta import digest
 from netctl.errors import NotFoundError
-from netctl.model import NodeState, digest
+from netctl.model import NodeState
 from tests.support.broker import World
 
 Step = Callable[[World], object]

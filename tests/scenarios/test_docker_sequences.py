@@ -13,7 +13,8 @@ import pytest
 
 from netctl.broker.plan import node_state
 from netctl.broker.state import load
-from netctl.model import DockerContainer, NodeState, Port, Wish, digest
+from netctl.delta import digest
+from netctl.model import DockerContainer, NodeState, Port, Wish
 from netctl.wire.messages import (
     Attach,
     BindNode,

@@ -25,16 +25,8 @@ from netctl.broker.commands import (
 )
 from netctl.broker.draft import identity_of
 from netctl.broker.snapshot import Container, Decision, Held, Put, Record, Snapshot
-from netctl.model import (
-    DockerContainer,
-    NodeFacts,
-    NodeState,
-    Port,
-    Wish,
-    Workload,
-    apply_delta,
-    bridge_address,
-)
+from netctl.delta import apply_delta
+from netctl.model import DockerContainer, NodeFacts, NodeState, Port, Wish, Workload, bridge_address
 
 NOT_STORED = ("changed", "acknowledged", "lost", "cursors")
 WORKLOAD = Workload("process", ("sleep", "inf"))

@@ -15,8 +15,9 @@ from typing import Self
 import zmq
 
 from netctl.broker import service
+from netctl.delta import apply_delta
 from netctl.enrolment import enrol
-from netctl.model import ContainerStatus, NodeFacts, NodeState, apply_delta
+from netctl.model import ContainerStatus, NodeFacts, NodeState
 from netctl.wire.identity import Identity
 from netctl.wire.messages import (
     Applied,

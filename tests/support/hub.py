@@ -15,8 +15,9 @@ from netctl.broker.journal import FencedError, Journal, Remembered
 from netctl.broker.sessions import Limits
 from netctl.broker.snapshot import Change, Snapshot
 from netctl.broker.state import empty
+from netctl.delta import apply_delta, digest
 from netctl.errors import UnavailableError
-from netctl.model import NodeFacts, NodeState, Workload, apply_delta, digest
+from netctl.model import NodeFacts, NodeState, Workload
 from netctl.wire.identity import KeyPair
 from netctl.wire.invite import token_hash
 from netctl.wire.messages import (

@@ -28,6 +28,7 @@ ONLY_IN = {
 
 NODEAGENT_OF_NETCTL = {
     "netctl",
+    "netctl.delta",
     "netctl.model",
     "netctl.errors",
     "netctl.wire",

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from netctl.model import NodeDelta, NodeState, apply_delta
+from netctl.delta import apply_delta
+from netctl.model import NodeDelta, NodeState
 from netctl.wire.messages import Reset, Update
 from nodeagent.desired import COMPACT_BYTES, Desired
 from nodeagent.desired_index import Scope

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netctl.model import NodeDelta, NodeState, Permit, apply_delta
+from netctl.delta import apply_delta
+from netctl.model import NodeDelta, NodeState, Permit
 from nodeagent.after import after
 from nodeagent.desired_index import DesiredIndex
 from nodeagent.diff import diff, plan, reached, removal

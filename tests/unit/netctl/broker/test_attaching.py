@@ -16,8 +16,9 @@ from netctl.broker.commands import (
     SyncContainers,
 )
 from netctl.broker.leasing import HeldError
+from netctl.delta import apply_delta
 from netctl.errors import ExhaustedError, InvalidError, NetctlError, NotFoundError, RefusedError
-from netctl.model import DockerContainer, Permit, Port, Wish, apply_delta
+from netctl.model import DockerContainer, Permit, Port, Wish
 from tests.support.broker import World, docker_id, facts
 
 DOCKER = ("process", "docker")

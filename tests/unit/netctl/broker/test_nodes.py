@@ -7,7 +7,8 @@ import pytest
 
 from netctl.broker.plan import node_state
 from netctl.broker.sessions import Limits
-from netctl.model import ContainerStatus, NodeDelta, digest
+from netctl.delta import digest
+from netctl.model import ContainerStatus, NodeDelta
 from netctl.wire.messages import (
     Applied,
     Connect,

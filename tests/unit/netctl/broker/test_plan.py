@@ -13,8 +13,9 @@ from netctl.broker.commands import (
     SetWanted,
 )
 from netctl.broker.snapshot import Account, Connection, Container, Node, Record, Snapshot
+from netctl.delta import apply_delta, digest
 from netctl.errors import NotFoundError
-from netctl.model import NodeState, Permit, Port, apply_delta, digest
+from netctl.model import NodeState, Permit, Port
 from tests.support.broker import WORKLOAD, World, facts
 from tests.support.counting import counting
 
