@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
 from firewall_rules import names
 from netctl.errors import KernelError
@@ -27,7 +26,6 @@ from nodeagent.desired_index import DesiredIndex, Scope, scope_between, united
 from nodeagent.diff import plan
 from nodeagent.endpoints import Endpoints
 from nodeagent.facts import lacking
-from nodeagent.failures import NOT_TRIED
 from nodeagent.helper_client import Event, Helper
 from nodeagent.helper_messages import ContainerChanged, SandboxChanged
 from nodeagent.kernel_state import ContainerPort, EngineContainer, HostFacts, HostState
@@ -39,17 +37,14 @@ from nodeagent.ops import (
     SetContainerRules,
     SetSysctl,
     WatchSandbox,
-    takes_away,
 )
-from nodeagent.owners import owner_of, sent_apart, subject_of
+from nodeagent.owners import sent_apart
 from nodeagent.removal import take_out
 from nodeagent.retry import Retry
+from nodeagent.shortfalls import MAX_ERRORS, Shortfalls
 from nodeagent.statuses import status_of, statuses_of
 from nodeagent.target import ENDED, FORWARDING, NO_ENDPOINTS, troubles
 from nodeagent.under_way import EngineOp, UnderWay, is_slow
-
-MAX_ERRORS: Final = 1024
-"""Errors in one report (`netctl.wire.messages.Applied`)."""
 
 
 class Reconciler:
@@ -94,13 +89,10 @@ class Reconciler:
         self._scope: Scope | None = None
         self._endpoints = NO_ENDPOINTS
         self._stale = True
-        self._left = False
         self._under_way = UnderWay(monotonic)
         # Names of containers that went from the desired state and are not gone.
         self._going: dict[str, str] = {}
-        self._failed: dict[str, NodeError] = {}
-        self._endpoint_errors: dict[str, str] = {}
-        self._mishaps: dict[str, NodeError] = {}
+        self._shortfalls = Shortfalls()
         self._retry = Retry(monotonic)
         # This looks at every container, and is asked for at every turn.
         self._statuses = Latest(statuses_of)
@@ -132,7 +124,7 @@ class Reconciler:
             return
         scope = scope_between(before, endpoints)
         for key, forms in scope.endpoints.items():
-            self._endpoint_errors.pop(key, None)
+            self._shortfalls.forget_endpoint(key)
             if len({form.sandbox for form in forms if form.sandbox}) > 1:
                 # It joined another namespace: the one that is watched is not its own any more.
                 self.observed = with_sandbox(self.observed, key, present=None)
@@ -163,7 +155,7 @@ class Reconciler:
         self._scope = united(self._scope, self._desired.scope_of_container(identifier))
         if seen is not None and seen.state == "failed" and answered:
             text = f"{container.name} could not be started: {seen.message}"
-            self._mishaps[identifier] = NodeError(container.name, text)
+            self._shortfalls.note_mishap(identifier, NodeError(container.name, text))
         return status_of(identifier, seen)
 
     def _hear_sandbox(self, event: SandboxChanged) -> None:
@@ -181,7 +173,7 @@ class Reconciler:
         """A container that is not wanted is gone."""
         self._going.pop(identifier, None)
         self._under_way.forget(identifier)
-        self._mishaps.pop(identifier, None)
+        self._shortfalls.forget_container(identifier)
 
     def doubt(self) -> None:
         """Look at the whole host again before anything else is done."""
@@ -243,8 +235,9 @@ class Reconciler:
                 self.look()
                 clean = self._pass()
         except KernelError as error:
-            self._note(NodeError("", f"cannot read this host's state: {error.message}", error.remedy))
-            self._left = True
+            text = f"cannot read this host's state: {error.message}"
+            self._shortfalls.note(NodeError("", text, error.remedy))
+            self._shortfalls.left = True
             self._stale = True
             self._scope = Scope()
             clean = False
@@ -272,8 +265,7 @@ class Reconciler:
         )
         self._scope = Scope()
         if everything:
-            self._failed.clear()
-            self._left = False
+            self._shortfalls.begin()
         results = self._apply(operations)
         clean = all(not error for error in results)
         if clean and everything:
@@ -294,9 +286,8 @@ class Reconciler:
             duration_ms=round((self._monotonic() - began) * 1000, 3),
         )
         for operation, error in zip(operations, results, strict=True):
-            if error:
-                self._failure(operation, error)
-            else:
+            self._shortfalls.note_operation(operation, error, self._desired, self._endpoints)
+            if not error:
                 self._done(operation)
         return results
 
@@ -312,7 +303,6 @@ class Reconciler:
                     self.observed = with_container(self.observed, identifier, creating)
                 return
             self._gone(identifier)
-        self._endpoint_errors.pop(owner_of(operation), None)
         self.observed = after(operation, self.observed)
         if isinstance(operation, SetContainerRules) and operation.container in self._endpoints.by_key:
             # Now that this stands, the port may be opened.
@@ -336,16 +326,18 @@ class Reconciler:
 
     def _removed(self) -> bool:
         """The node was removed: take everything out."""
-        self._failed.clear()
+        self._shortfalls.begin()
         taken = take_out(self._helper, self._found, patience=0.0)
         self.observed = taken.observed
         self.writes += taken.writes
         self._scope = Scope()
         self._under_way.clear()
         self._going.clear()
-        self._left = bool(taken.left)
+        self._shortfalls.left = bool(taken.left)
         for text in taken.left:
-            self._note(NodeError("", text, "see what is left with `ip link` and `nft list tables`"))
+            self._shortfalls.note(
+                NodeError("", text, "see what is left with `ip link` and `nft list tables`")
+            )
         return not taken.left
 
     # --- what is left -------------------------------------------------------------------------------
@@ -369,7 +361,7 @@ class Reconciler:
     def leftovers(self) -> bool:
         """Whether something that was to be taken away may still be there."""
         kept = {} if self._desired is None else self._desired.containers
-        return self._left or self._under_way.removing(kept)
+        return self._shortfalls.left or self._under_way.removing(kept)
 
     def built(self, key: str) -> str | None:
         """Tell whether Docker may move an endpoint's far end into its container.
@@ -393,7 +385,7 @@ class Reconciler:
             and (key in self.observed.container_policies or not self._helper.sandbox_present(key))
         ):
             return ""
-        return self._endpoint_errors.get(key)
+        return self._shortfalls.of_endpoint(key)
 
     @property
     def deadline(self) -> float | None:
@@ -413,15 +405,14 @@ class Reconciler:
             return ()
         found = (
             *troubles(self._desired, self._facts),
-            *self._failed.values(),
-            *self._mishaps.values(),
+            *self._shortfalls.errors(),
             *self._under_way.errors(),
         )
         return tuple(dict.fromkeys(found))[:MAX_ERRORS]
 
     def told(self) -> None:
         """The errors were reported: what happened once, as a start that failed, is not reported again."""
-        self._mishaps.clear()
+        self._shortfalls.told()
 
     def statuses(self) -> tuple[ContainerStatus, ...]:
         """Return what the engines say of every container that should be here."""
@@ -433,18 +424,3 @@ class Reconciler:
         """Tell whether a container's command may still write output."""
         seen = self.observed.containers.get(identifier)
         return identifier in self._under_way or (seen is not None and seen.state not in ENDED)
-
-    # --- remembering --------------------------------------------------------------------------------
-
-    def _failure(self, operation: Op, error: str) -> None:
-        subject = subject_of(operation, self._desired, self._endpoints)
-        self._left = self._left or takes_away(operation)
-        if error.startswith(NOT_TRIED) and self._failed:
-            return
-        self._log.warning("operation failed", operation=type(operation).__name__, error=error)
-        self._note(NodeError(subject, error[:4096]))
-        if owner_of(operation) in self._endpoints.by_key:
-            self._endpoint_errors[owner_of(operation)] = error
-
-    def _note(self, error: NodeError) -> None:
-        self._failed.setdefault(error.subject, error)

@@ -13,8 +13,9 @@ from nodeagent.docker_side import DockerSide
 from nodeagent.facts import node_facts
 from nodeagent.kernel_state import HostFacts
 from nodeagent.latest import Latest
-from nodeagent.reconcile import MAX_ERRORS, Reconciler
+from nodeagent.reconcile import Reconciler
 from nodeagent.session import Link
+from nodeagent.shortfalls import MAX_ERRORS
 
 
 class Reports:
