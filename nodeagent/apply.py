@@ -19,7 +19,7 @@ from netctl.errors import KernelError, NetctlError
 from nodeagent.engine.base import Changed, Docker, Engine
 from nodeagent.failures import Failures
 from nodeagent.kernel.base import Kernel, KernelOp
-from nodeagent.kernel_state import DOCKER, EngineContainer, HostFacts, HostState
+from nodeagent.kernel_state import DOCKER, EngineContainer, HostChecks, HostFacts, HostState
 from nodeagent.ops import (
     ClosePassage,
     CreateContainer,
@@ -93,6 +93,14 @@ class Host:
             host_firewall=self._host_firewall,
             engines=tuple(self.engines),
         )
+
+    def checks(self, peers: Sequence[str] = ()) -> HostChecks:
+        """Look at what of the host may be in our way. `peers`: addresses whose routes are looked up.
+
+        Raises:
+            KernelError: Looking failed.
+        """
+        return self._kernel.checks(peers)
 
     def observe(self) -> HostState:
         """Read everything of ours; change nothing."""

@@ -13,6 +13,7 @@ from nodeagent import helper_wire
 from nodeagent.helper_messages import (
     Adopt,
     Apply,
+    ChecksAnswer,
     ContainerChanged,
     DockerAway,
     DockerChanged,
@@ -20,6 +21,7 @@ from nodeagent.helper_messages import (
     Drifted,
     ExecEnded,
     FactsAnswer,
+    GetChecks,
     GetFacts,
     GetSandbox,
     KillExec,
@@ -37,7 +39,7 @@ from nodeagent.helper_messages import (
     SandboxChanged,
 )
 from nodeagent.helper_process import start
-from nodeagent.kernel_state import HostFacts, HostState
+from nodeagent.kernel_state import HostChecks, HostFacts, HostState
 from nodeagent.ops import Op
 
 ANSWER_SECONDS: Final = 120.0
@@ -59,6 +61,14 @@ class Helper(Protocol):
 
         Raises:
             KernelError: No such address on this host.
+            UnavailableError: The child is gone.
+        """
+
+    def checks(self, peers: Sequence[str] = ()) -> HostChecks:
+        """Look at what of the host may be in our way. `peers`: addresses whose routes are looked up.
+
+        Raises:
+            KernelError: Looking failed.
             UnavailableError: The child is gone.
         """
 
@@ -204,6 +214,10 @@ class HelperClient:
     def facts(self, underlay: str | None = None) -> HostFacts:
         """See `Helper`."""
         return self._call(GetFacts(underlay), FactsAnswer).facts
+
+    def checks(self, peers: Sequence[str] = ()) -> HostChecks:
+        """See `Helper`."""
+        return self._call(GetChecks(tuple(peers)), ChecksAnswer).checks
 
     def observe(self) -> HostState:
         """See `Helper`."""

@@ -18,7 +18,7 @@ from nodeagent.helper_messages import (
     OpenLogs,
     SandboxChanged,
 )
-from nodeagent.kernel_state import DOCKER, EngineContainer, HostFacts, HostState
+from nodeagent.kernel_state import DOCKER, EngineContainer, HostChecks, HostFacts, HostState
 from nodeagent.ops import Op
 
 
@@ -60,6 +60,10 @@ class LocalHelper:
     def facts(self, underlay: str | None = None) -> HostFacts:
         """See `Helper`."""
         return self._host.facts(underlay)
+
+    def checks(self, peers: Sequence[str] = ()) -> HostChecks:
+        """See `Helper`."""
+        return self._host.checks(peers)
 
     def observe(self) -> HostState:
         """See `Helper`."""

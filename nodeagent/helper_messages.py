@@ -7,11 +7,12 @@ container id only; rules are named by policy, never as text of a firewall.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import attrs
+import msgspec
 
-from netctl.model import ContainerId, ContainerRunState, DockerId, PathState, Text, Word
+from netctl.model import Address, ContainerId, ContainerRunState, DockerId, PathState, Text, Word
 from nodeagent.kernel_state import EngineContainer, HostChecks, HostFacts, HostState, ProbeTarget
 
 
@@ -176,7 +177,13 @@ class SetProbes:
 
 @attrs.frozen
 class GetChecks:
-    """Look at what of the host may be in our way. Answered by ChecksAnswer."""
+    """Look at what of the host may be in our way. Answered by ChecksAnswer.
+
+    Attributes:
+        peers: Underlay addresses of the peers, whose routes are looked up.
+    """
+
+    peers: Annotated[tuple[Address, ...], msgspec.Meta(max_length=4096)] = ()
 
 
 @attrs.frozen

@@ -24,9 +24,11 @@ from nodeagent.execs import Execs
 from nodeagent.helper_messages import (
     Adopt,
     Apply,
+    ChecksAnswer,
     ContainerChanged,
     Drifted,
     FactsAnswer,
+    GetChecks,
     GetFacts,
     GetSandbox,
     KillExec,
@@ -197,6 +199,10 @@ class HelperServer:
         facts = self._host.facts(underlay)
         self._underlay_device = facts.underlay_device
         return FactsAnswer(facts), ()
+
+    @_answer.register
+    def _(self, request: GetChecks) -> Answer:
+        return ChecksAnswer(self._host.checks(request.peers)), ()
 
     @_answer.register
     def _(self, _request: Observe) -> Answer:

@@ -226,10 +226,15 @@ class HostChecks:
         reverse_path: net.ipv4.conf.*.rp_filter by link; ``all`` among them.
         bridge_calls: net.bridge.bridge-nf-call-iptables; None: the module is not there.
         forward_policies: Policy of the FORWARD chain by variant of iptables that has one.
-        docker_user: Whether our rule stands in DOCKER-USER, by variant of iptables that has that chain.
+            Other base chains of the forward hook that drop what they do not name are among them, by
+            family, table and chain.
+        docker_user: Whether our rule stands in DOCKER-USER, by variant of iptables that has that chain; yes
+            too where FORWARD itself accepts what we let through.
         features: What the kernel was asked for, and whether it has it: ``gre``, ``vxlan``, ``wireguard``,
             ``bridge``, ``veth``, ``nftables inet``, ``nftables bridge``, ``nftables nat``, ``conntrack``.
         networks: As in `HostFacts`.
+        routes: The link by which packets to a peer's underlay address leave, by address; empty: there is no
+            route.
     """
 
     clock: float
@@ -240,6 +245,7 @@ class HostChecks:
     docker_user: Mapping[str, bool]
     features: Mapping[str, bool]
     networks: tuple[str, ...]
+    routes: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen

@@ -108,7 +108,7 @@ class DockerUserPassages:
                 lines.append(f"-I {CHAIN} 1 {shlex.join(RULE)}")
             text = "\n".join(["*filter", *lines, "COMMIT", ""])
             try:
-                _run(f"iptables-{variant}-restore", "--noflush", "-w", _LOCK_WAIT, text=text)
+                run_program(f"iptables-{variant}-restore", "--noflush", "-w", _LOCK_WAIT, text=text)
             except FirewallError:
                 if attempt == _ATTEMPTS - 1:
                     raise
@@ -150,7 +150,7 @@ def _listed(variant: Variant) -> _Chain | None:
         FirewallError: It does not run, or cannot read the chain.
     """
     try:
-        output = _run(f"iptables-{variant}", "-w", _LOCK_WAIT, "-S", CHAIN)
+        output = run_program(f"iptables-{variant}", "-w", _LOCK_WAIT, "-S", CHAIN)
     except FirewallError as error:
         if "No chain/target/match by that name" in str(error):
             return None
@@ -179,7 +179,12 @@ def _without_counters(listing: Any) -> Any:
     return listing
 
 
-def _run(program: str, *arguments: str, text: str = "") -> str:
+def run_program(program: str, *arguments: str, text: str = "") -> str:
+    """Run one of the programs of iptables, and return what it prints.
+
+    Raises:
+        FirewallError: It does not run, or refuses.
+    """
     try:
         done = subprocess.run(
             [program, *arguments],

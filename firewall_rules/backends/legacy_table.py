@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from firewall_rules.backends.base import FirewallError
 
@@ -23,9 +23,16 @@ _INFO: Final = struct.Struct("=32sI5I5III")
 """ipt_getinfo: name, valid_hooks, hook_entry, underflow, num_entries, size."""
 _ENTRIES_HEAD: Final = struct.Struct("=32sI4x")
 """ipt_get_entries: name, size; the entries are aligned to 8 bytes."""
+_FORWARD_UNDERFLOW: Final = 1 + 5 + 2
+"""Among the fields of ipt_getinfo behind its name: underflow[NF_INET_FORWARD]."""
+_TARGET_OFFSET_AT: Final = 88
 _NEXT_OFFSET_AT: Final = 90
 _COUNTERS: Final = slice(96, 112)
 """ipt_entry: ip (84 bytes), nfcache, target_offset, next_offset, comefrom, counters."""
+_VERDICT_AT: Final = 32
+"""xt_standard_target: an xt_entry_target of 32 bytes, verdict (linux/netfilter/x_tables.h)."""
+_ACCEPTED: Final = -2
+"""-NF_ACCEPT - 1."""
 _NO_COUNTERS: Final = bytes(16)
 _ATTEMPTS: Final = 3
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -45,16 +52,38 @@ def filter_table() -> bytes:
     Raises:
         FirewallError: The kernel does not give it.
     """
+    return _without_counters(bytearray(_fetch()[1]))
+
+
+def forward_policy() -> Literal["ACCEPT", "DROP"]:
+    """Return the policy of the chain FORWARD: the verdict of the entry that the hook ends with.
+
+    Raises:
+        FirewallError: The kernel does not give the table.
+    """
+    info, entries = _fetch()
+    entry = info[_FORWARD_UNDERFLOW]
+    (target,) = struct.unpack_from("=H", entries, entry + _TARGET_OFFSET_AT)
+    (verdict,) = struct.unpack_from("=i", entries, entry + target + _VERDICT_AT)
+    return "ACCEPT" if verdict == _ACCEPTED else "DROP"
+
+
+def _fetch() -> tuple[tuple[int, ...], bytes]:
+    """Return the fields of ipt_getinfo behind its name, and the entries.
+
+    Raises:
+        FirewallError: The kernel does not give them.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as asked:
         for _ in range(_ATTEMPTS):
-            info = _get(asked, _GET_INFO, _INFO.pack(_FILTER, *(0,) * 13))
-            size = _INFO.unpack(info)[-1]
+            _, *info = _INFO.unpack(_get(asked, _GET_INFO, _INFO.pack(_FILTER, *(0,) * 13)))
+            size = info[-1]
             try:
                 whole = _get(asked, _GET_ENTRIES, _ENTRIES_HEAD.pack(_FILTER, size) + bytes(size))
             except BlockingIOError:
                 # It has another size by now.
                 continue
-            return _without_counters(bytearray(whole[_ENTRIES_HEAD.size :]))
+            return tuple(info), whole[_ENTRIES_HEAD.size :]
     raise FirewallError("the legacy filter table changes all the time")
 
 

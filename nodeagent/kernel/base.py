@@ -7,7 +7,7 @@ from typing import Protocol
 
 import attrs
 
-from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, HostFacts, Route, Tunnel
+from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, HostChecks, HostFacts, Route, Tunnel
 from nodeagent.ops import (
     DeleteBridge,
     DeletePort,
@@ -57,6 +57,9 @@ class Kernel(Protocol):
         Raises:
             KernelError: No such address on this host.
         """
+
+    def checks(self, peers: Sequence[str]) -> HostChecks:
+        """Look at what of the host may be in our way. `peers`: addresses whose routes are looked up."""
 
     def observe(self, namespaces: Mapping[str, int]) -> Links:
         """Read everything of ours: the node's, and the ends in `namespaces` (container id -> descriptor)."""

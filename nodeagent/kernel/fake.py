@@ -9,7 +9,7 @@ import attrs
 
 from firewall_rules import names
 from nodeagent.kernel.base import KernelOp, Links
-from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, HostFacts, Route, Tunnel
+from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, HostChecks, HostFacts, Route, Tunnel
 from nodeagent.ops import (
     DeleteBridge,
     DeletePort,
@@ -43,6 +43,22 @@ FACTS = HostFacts(
 """What a `FakeKernel` says of its host, unless told otherwise."""
 
 
+CHECKS = HostChecks(
+    clock=1.8e9,
+    forwarding=True,
+    reverse_path={"all": 0, "eth0": 2},
+    bridge_calls=None,
+    forward_policies={},
+    docker_user={},
+    features={
+        "gre": True, "vxlan": True, "wireguard": True, "bridge": True, "veth": True, "conntrack": True,
+        "nftables inet": True, "nftables bridge": True, "nftables nat": True,
+    },
+    networks=FACTS.networks,
+)  # fmt: skip
+"""What a `FakeKernel` shows of its host, with nothing in our way, unless told otherwise."""
+
+
 class _RefusedError(Exception):
     """The fake kernel refuses one operation; its text becomes the operation's error."""
 
@@ -57,6 +73,7 @@ class FakeKernel:
 
     Attributes:
         host_facts: Answer of `facts`.
+        host_checks: Answer of `checks`; peers not among its routes are reached by the underlay's link.
         refuse: Texts by operation kind: each operation of the kind fails with it, and changes nothing.
         refuse_at: Texts by operation number (from 0, counted over this object's life).
         crash_before: Called with each operation's number before it is done; raises `CrashError` to crash.
@@ -69,6 +86,7 @@ class FakeKernel:
     """
 
     host_facts: HostFacts = FACTS
+    host_checks: HostChecks = CHECKS
     bridge: Bridge | None = None
     sysctls: dict[str, str] = attrs.field(factory=dict)
     tunnels: dict[str, Tunnel] = attrs.field(factory=dict)
@@ -87,6 +105,11 @@ class FakeKernel:
     def facts(self, underlay: str | None) -> HostFacts:
         """See `Kernel`."""
         return attrs.evolve(self.host_facts, underlay=underlay or self.host_facts.underlay)
+
+    def checks(self, peers: Sequence[str]) -> HostChecks:
+        """See `Kernel`."""
+        routes = {peer: self.host_checks.routes.get(peer, self.host_facts.underlay_device) for peer in peers}
+        return attrs.evolve(self.host_checks, routes=routes)
 
     def observe(self, namespaces: Mapping[str, int]) -> Links:
         """See `Kernel`."""

@@ -45,6 +45,14 @@ def read_facts(channel: Channel, underlay: str | None) -> HostFacts:
     )
 
 
+def read_networks(channel: Channel) -> tuple[str, ...]:
+    """Return every network this host knows, ours and the default route left out."""
+    named = dict(decode.link_name(answer.body) for answer in channel.dump(questions.dump_links()))
+    addresses = [decode.link_address(a.body) for a in channel.dump(questions.dump_addresses())]
+    routes = [decode.route(a.body) for a in channel.dump(questions.dump_routes(table=0))]
+    return _networks(named, addresses, routes)
+
+
 def _underlay(
     wanted: str | None, addresses: list[decode.LinkAddress], routes: list[decode.KernelRoute]
 ) -> decode.LinkAddress:

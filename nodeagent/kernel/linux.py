@@ -14,6 +14,7 @@ from netctl.errors import KernelError
 from nodeagent.kernel import decode, netlink, ports, questions, sysctls
 from nodeagent.kernel.base import KernelOp, Links
 from nodeagent.kernel.channel import Channel, Refusal
+from nodeagent.kernel.checks import HostExaminer
 from nodeagent.kernel.host_facts import read_facts
 from nodeagent.kernel.observe import (
     addresses_of,
@@ -22,7 +23,7 @@ from nodeagent.kernel.observe import (
     read_links,
     read_tunnel,
 )
-from nodeagent.kernel_state import ContainerEnd, ContainerPort, HostFacts
+from nodeagent.kernel_state import ContainerEnd, ContainerPort, HostChecks, HostFacts
 from nodeagent.ops import (
     DeleteBridge,
     DeletePort,
@@ -49,6 +50,7 @@ class LinuxKernel:
 
     def __init__(self) -> None:
         self._channel = Channel()
+        self._examiner = HostExaminer(self._channel)
         self._handlers: dict[type, Callable[[Sequence[Any], Mapping[str, int]], list[str]]] = {
             SetSysctl: self._set_sysctls,
             SetBridge: self._set_bridge,
@@ -70,6 +72,10 @@ class LinuxKernel:
     def facts(self, underlay: str | None) -> HostFacts:
         """See `Kernel`."""
         return read_facts(self._channel, underlay)
+
+    def checks(self, peers: Sequence[str]) -> HostChecks:
+        """See `Kernel`."""
+        return self._examiner.read(peers)
 
     def observe(self, namespaces: Mapping[str, int]) -> Links:
         """See `Kernel`."""
