@@ -57,7 +57,8 @@ class ForwardReader:
         policies = _nft_policies()
         if has_filter():
             policies["legacy"] = forward_policy()
-        docker_user: dict[str, bool] = {**self._passages.read()}
+        docker_user: dict[str, bool] = {}
+        docker_user.update(self._passages.read().items())
         for variant in get_args(Variant):
             if policies.get(variant) == "DROP" and variant not in docker_user and _accepts_mark(variant):
                 docker_user[variant] = True
