@@ -14,7 +14,6 @@ from nodeagent.desired_index import DesiredIndex
 from nodeagent.helper_client import Helper
 from nodeagent.kernel_state import HostFacts
 
-
 _UNNAMED: Final = "this node"
 """What a node is called that the broker has not told anything yet."""
 
