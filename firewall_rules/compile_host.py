@@ -30,7 +30,7 @@ from firewall_rules.compile_container import (
 )
 from firewall_rules.compile_outer import (
     from_no_peer,
-    from_vxlan_peer,
+    from_peers,
     never_a_users,
     never_forwarded,
     sent_untracked,
@@ -212,6 +212,8 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
             _set("inet", "encapsulations", ("protocol",), elements),
             _set("inet", "gre_peers", ("address",), elements),
             _set("inet", "vxlan_peers", ("address", "vni"), elements),
+            _set("inet", "wireguard_peers", ("address",), elements),
+            Set("wireguard_ports", ("port",), elements=_ports(policy), fixed=True),
             _set("inet", "nodes", ("address",), elements),
             attrs.evolve(
                 _set("inet", "publications", ("protocol", "port"), elements), leads_to=("address", "port")
@@ -242,18 +244,14 @@ def _inet_table(policy: HostPolicy, elements: dict[SetId, Elements], closed: Ele
                         Match("in_device_type", ("loopback",), negated=True),
                     ),
                     *untracked(policy.vxlan_port, "source"),
-                    rule(
-                        "drop",
-                        InSet(("in_device", "source"), "direct_sources"),
-                        InSet(("in_device", "ether_source", "source"), "direct", negated=True),
-                    ),
+                    rule(Jump("from_direct_peer"), InSet(("in_device", "source"), "direct_sources")),
                 ),
                 Hook("filter", "prerouting", _RAW_PRIORITY, "accept"),
             ),
             Chain(
                 "input",
                 (
-                    from_vxlan_peer(policy.vxlan_port),
+                    *from_peers(policy.vxlan_port),
                     rule(Jump("from_containers"), from_bridge),
                     rule("drop", _FROM_TUNNEL),
                     rule("drop", _FROM_PEER_BLOCK),
@@ -345,6 +343,13 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
         ),
         Chain("from_our_tunnel", (Rule((_FROM_PEER_BLOCK,), ("notrack", "accept")), _DROP)),
         Chain(
+            "from_direct_peer",
+            (
+                Rule((InSet(("in_device", "ether_source", "source"), "direct"),), ("notrack", "accept")),
+                _DROP,
+            ),
+        ),
+        Chain(
             "from_containers",
             (
                 *(rule("accept", Match("destination", (a,)), *dns("destination_port")) for a in resolver),
@@ -403,6 +408,10 @@ def _jumped_to(policy: HostPolicy) -> tuple[Chain, ...]:
 
 def _not_internal(address: Literal["source", "destination"]) -> InSet:
     return InSet((address,), "internal", negated=True)
+
+
+def _ports(policy: HostPolicy) -> Elements:
+    return {(str(port),): None for port in policy.wireguard_ports}
 
 
 def _unmarked() -> tuple[Rule, ...]:

@@ -34,7 +34,7 @@ def item_key(item: Item) -> Hashable:
         case PortBinding():
             return item.device
         case TunnelPolicy():
-            return item.block
+            return item.block, item.device
         case Publication():
             return item.protocol, item.host_address, item.host_port
         case str():
@@ -109,8 +109,17 @@ def _of_opening(way: str, opening: Opening) -> Iterable[tuple[SetId, ElementKey,
 
 
 def _of_tunnel(tunnel: TunnelPolicy) -> Iterable[tuple[str, ElementKey]]:
-    yield "tunnels", (tunnel.device, tunnel.block)
     yield "nodes", (tunnel.outer,)
+    yield from _of_outer_packets(tunnel)
+    if not tunnel.routed:
+        return
+    yield "tunnels", (tunnel.device, tunnel.block)
+    if tunnel.encapsulation == "direct":
+        yield "direct_sources", (tunnel.device, tunnel.block)
+        yield "direct", (tunnel.device, tunnel.mac, tunnel.block)
+
+
+def _of_outer_packets(tunnel: TunnelPolicy) -> Iterable[tuple[str, ElementKey]]:
     match tunnel.encapsulation:
         case "gre":
             yield "encapsulations", (PROTOCOLS["gre"],)
@@ -118,9 +127,8 @@ def _of_tunnel(tunnel: TunnelPolicy) -> Iterable[tuple[str, ElementKey]]:
         case "vxlan":
             yield "encapsulations", (PROTOCOLS["vxlan"],)
             yield "vxlan_peers", (tunnel.outer, str(tunnel.vni))
-        case "direct":
-            yield "direct_sources", (tunnel.device, tunnel.block)
-            yield "direct", (tunnel.device, tunnel.mac, tunnel.block)
+        case "wireguard":
+            yield "wireguard_peers", (tunnel.outer,)
 
 
 def _of_publication(item: Publication) -> Iterable[tuple[SetId, ElementKey]]:

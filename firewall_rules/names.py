@@ -22,6 +22,14 @@ FORWARD_MARK: Final = 0x6E637402
 """Packet mark of what our inet table has let through the host's forward hook, for Docker's own firewall."""
 GUARDED_MARK: Final = 0x6E637403
 """The same for what comes from or goes to a bridge of Docker's, whose own firewall has a say in it too."""
+OUTER_MARK: Final = 0x6E637404
+"""Packet mark of what a tunnel of ours sends although a process's socket sent what is in it: probes.
+
+A packet that is put into a tunnel's device by a socket keeps that socket when the tunnel has wrapped it, and
+looks like a user's own. So probes set this mark (SO_MARK: socket(7)), and WireGuard, which gives all it sends
+its own mark, has it as its link's (WGDEVICE_A_FWMARK: linux/wireguard.h). To set it one needs CAP_NET_ADMIN
+or CAP_NET_RAW, with which packets get past netfilter's hooks anyway.
+"""
 OVERLAY_GROUP: Final = 0x6E64
 """Link group of the container's end on the overlay, where a container may have other links too."""
 IPTABLES_CHAIN_PREFIX: Final = "NETCTL-"

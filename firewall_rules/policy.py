@@ -133,17 +133,18 @@ class Pair:
 
 @attrs.frozen(order=True)
 class TunnelPolicy:
-    """What may come out of the tunnel to one peer node: inner sources of that peer's block, nothing else.
+    """One way to one peer node: who its packets come from, and that the peer's block alone comes out of it.
 
     Attributes:
-        device: The tunnel device; with ``direct``, the underlay's link; with ``wireguard``, the node's own.
+        device: The tunnel device; with ``direct``, the underlay's link; with ``wireguard``, one of the node's
+            own, which all peers share: there the link itself tells them apart, by their keys.
         block: The peer's block.
         encapsulation: gre, vxlan, wireguard or direct.
         outer: The peer's underlay address, the only source of its outer packets.
         vni: With vxlan: the only network identifier taken from `outer`.
         mac: With direct: the only Ethernet source for the block.
         routed: Whether the peer's block may come out of it. If not, only its outer packets are let in: it
-            stands ready, and probes go along it, which the firewall never sees.
+            stands ready, and probes go along it, which are taken in before the firewall and dropped by it.
     """
 
     device: str
@@ -168,9 +169,10 @@ class HostPolicy:
         closed: As in `ContainerPolicy.closed`.
         bindings: One per container's port; a port without one passes nothing.
         pairs: Who may exchange packets, protocols and ports not looked at (later fragments carry none).
-        tunnels: One per peer node.
+        tunnels: The ways to the peer nodes, known by their block and device.
         vxlan_port: UDP port of VXLAN on this node.
-        wireguard_ports: UDP ports of this node's own WireGuard ends.
+        wireguard_ports: UDP ports of this node's own WireGuard ends. Whoever is no peer by wireguard reaches
+            none of them.
         publications: Ports of the node that lead to containers.
         internal: Addresses of containers for which the internet is closed, and publications too.
     """

@@ -93,13 +93,14 @@ def _items(elements: Mapping[SetId, Elements], book: Book[_P], now: float) -> It
         yield "publications", _publication(*key)
     for (address,) in elements.get(("inet", "internal"), {}):
         yield "internal", address
-    tunnels = elements.get(("inet", "tunnels"), {})
+    # Several ways share elements, so what is listed does not say which there are: what is known does.
     for part_of, item in book.items(now):
-        if (
-            part_of == "tunnels"
-            and next(iter(elements_of([(part_of, item)])[("inet", "tunnels")])) in tunnels
-        ):
+        if part_of == "tunnels" and _all_listed(elements_of([(part_of, item)]), elements):
             yield part_of, item
+
+
+def _all_listed(wanted: Mapping[SetId, Elements], listed: Mapping[SetId, Elements]) -> bool:
+    return all(keys.keys() <= listed.get(set_id, {}).keys() for set_id, keys in wanted.items())
 
 
 def _openings(elements: Mapping[SetId, Elements]) -> Iterable[tuple[Part, Item]]:

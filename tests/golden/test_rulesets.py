@@ -65,11 +65,19 @@ HOST = HostPolicy(
     pairs=frozenset({Pair("10.1.0.2", "10.2.0.2"), Pair("10.1.0.2", "10.3.0.4", NOW + 60)}),
     tunnels=frozenset(
         {
-            TunnelPolicy("nct0a020000", "10.2.0.0/16", "gre", "192.0.2.2"),
-            TunnelPolicy("nct0a030000", "10.3.0.0/16", "vxlan", "192.0.2.3", vni=17),
+            TunnelPolicy("nctg0a020000", "10.2.0.0/16", "gre", "192.0.2.2"),
+            TunnelPolicy("nctv0a020000", "10.2.0.0/16", "vxlan", "192.0.2.2", vni=16, routed=False),
+            TunnelPolicy("nctw0", "10.2.0.0/16", "wireguard", "192.0.2.2", routed=False),
+            TunnelPolicy("nctv0a030000", "10.3.0.0/16", "vxlan", "192.0.2.3", vni=17),
+            TunnelPolicy("eth0", "10.3.0.0/16", "direct", "192.0.2.3", mac="02:00:00:00:00:03", routed=False),
             TunnelPolicy("eth0", "10.4.0.0/16", "direct", "192.0.2.4", mac="02:00:00:00:00:04"),
+            # While the node's key is rotated.
+            TunnelPolicy("nctw0", "10.5.0.0/16", "wireguard", "192.0.2.5"),
+            TunnelPolicy("nctw1", "10.5.0.0/16", "wireguard", "192.0.2.5"),
         }
     ),
+    vxlan_port=4790,
+    wireguard_ports=frozenset({51820, 51821}),
     publications=frozenset(
         {
             Publication("tcp", "", 8080, "10.1.0.2", 80),

@@ -47,10 +47,11 @@ tunnels = st.builds(
     TunnelPolicy,
     st.sampled_from(["nct1", "nct2"]),
     st.sampled_from(["10.2.0.0/16", "10.3.0.0/16"]),
-    st.sampled_from(["gre", "vxlan", "direct"]),
+    st.sampled_from(["gre", "vxlan", "wireguard", "direct"]),
     st.sampled_from(["192.0.2.2", "192.0.2.3"]),
     st.sampled_from([1, 2]),
     st.just("02:00:00:00:00:01"),
+    st.booleans(),
 )
 
 publications = st.builds(
