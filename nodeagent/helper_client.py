@@ -32,14 +32,16 @@ from nodeagent.helper_messages import (
     Opened,
     OpenExec,
     OpenLogs,
+    PathsChanged,
     Refused,
     Results,
     ReviveDocker,
     SandboxAnswer,
     SandboxChanged,
+    SetProbes,
 )
 from nodeagent.helper_process import start
-from nodeagent.kernel_state import HostChecks, HostFacts, HostState
+from nodeagent.kernel_state import HostChecks, HostFacts, HostState, ProbeTarget
 from nodeagent.ops import Op
 
 ANSWER_SECONDS: Final = 120.0
@@ -49,6 +51,7 @@ CLOSE_SECONDS: Final = 10.0
 
 Event = (
     ContainerChanged | ExecEnded | Drifted | SandboxChanged | DockerListed | DockerChanged | DockerAway
+    | PathsChanged
 )  # fmt: skip
 T = TypeVar("T")
 
@@ -150,6 +153,16 @@ class Helper(Protocol):
 
         Raises:
             KernelError: This node has no Docker.
+            UnavailableError: The child is gone.
+        """
+
+    def set_probes(self, targets: Sequence[ProbeTarget]) -> None:
+        """Have these ways probed from now on, and no others; `PathsChanged` tell what is found.
+
+        Of a way that is new, and of each that is found otherwise than told before.
+
+        Raises:
+            KernelError: The child refused them as not allowed; what it probes is as it was.
             UnavailableError: The child is gone.
         """
 
@@ -258,6 +271,10 @@ class HelperClient:
     def revive_docker(self) -> None:
         """See `Helper`."""
         self._call(ReviveDocker(), Results)
+
+    def set_probes(self, targets: Sequence[ProbeTarget]) -> None:
+        """See `Helper`."""
+        self._call(SetProbes(tuple(targets)), Results)
 
     def sandbox_present(self, endpoint: str) -> bool:
         """See `Helper`."""

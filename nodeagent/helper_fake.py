@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 
+from netctl.model import PathState
 from nodeagent.apply import Host
 from nodeagent.execs import Execs
 from nodeagent.helper_client import Event
@@ -16,9 +17,10 @@ from nodeagent.helper_messages import (
     OpenCopy,
     OpenExec,
     OpenLogs,
+    PathsChanged,
     SandboxChanged,
 )
-from nodeagent.kernel_state import DOCKER, EngineContainer, HostChecks, HostFacts, HostState
+from nodeagent.kernel_state import DOCKER, EngineContainer, HostChecks, HostFacts, HostState, ProbeTarget
 from nodeagent.ops import Op
 
 
@@ -39,6 +41,7 @@ class LocalHelper:
 
     Attributes:
         applied: Every operation done so far: an agent's writes.
+        probed: The ways that are probed; `find` says what of them is found.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class LocalHelper:
         after: Callable[[int, Op], None] = _nothing,
     ) -> None:
         self.applied: list[Op] = []
+        self.probed: tuple[ProbeTarget, ...] = ()
         self._host = host
         self._execs = Execs(host)
         self._before = before
@@ -110,6 +114,15 @@ class LocalHelper:
     def revive_docker(self) -> None:
         """See `Helper`."""
         self._host.docker().revive()
+
+    def set_probes(self, targets: Sequence[ProbeTarget]) -> None:
+        """See `Helper`."""
+        self.probed = tuple(targets)
+
+    def find(self, *paths: PathState) -> None:
+        """Have the probes find these ways so."""
+        self._events.append(PathsChanged(paths))
+        self.wake()
 
     def sandbox_present(self, endpoint: str) -> bool:
         """See `Helper`."""

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from firewall_rules.backends.base import FirewallError
 from netctl.errors import NetctlError, ProtocolError, UnavailableError
+from netctl.model import PathState
 from netctl.wire.codec import convert_body
 from nodeagent import helper_checks, helper_wire, request_checks
 from nodeagent.apply import Host
@@ -39,13 +40,15 @@ from nodeagent.helper_messages import (
     Opened,
     OpenExec,
     OpenLogs,
+    PathsChanged,
     Refused,
     Results,
     ReviveDocker,
     SandboxAnswer,
     SandboxChanged,
+    SetProbes,
 )
-from nodeagent.kernel_state import DOCKER, EngineContainer
+from nodeagent.kernel_state import DOCKER, EngineContainer, ProbeTarget
 from nodeagent.ops import OPS, Op
 from nodeagent.outbox import Outbox
 
@@ -71,6 +74,19 @@ class Watch(Protocol):
         """Say what changed without us; empty: nothing of ours."""
 
 
+class Prober(Protocol):
+    """Probes the ways to the peers by itself; see `nodeagent.kernel.prober.Prober`."""
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll; readable: call `changes`."""
+
+    def aim(self, targets: Sequence[ProbeTarget]) -> None:
+        """Probe these ways from now on, and no others."""
+
+    def changes(self) -> tuple[PathState, ...]:
+        """Return the ways that are found otherwise than said before."""
+
+
 class HelperServer:
     """Serves one agent over one socket.
 
@@ -79,6 +95,7 @@ class HelperServer:
         host: What operations are done to.
         watch: Notices of the kernel.
         underlay: The only address `GetFacts` may name; None: any of the host's.
+        prober: Of the ways to the peers.
         later: Called once, a moment after the start: what answers need not wait for.
         clock: Seconds that only grow.
     """
@@ -90,6 +107,7 @@ class HelperServer:
         watch: Watch,
         underlay: str | None = None,
         *,
+        prober: Prober | None = None,
         later: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -97,6 +115,7 @@ class HelperServer:
         self._host = host
         self._watch = watch
         self._underlay = underlay
+        self._prober = prober
         self._later = later
         self._clock = clock
         self._execs = Execs(host)
@@ -122,6 +141,8 @@ class HelperServer:
         room = select.POLLOUT if len(self._outbox) else 0
         poll.register(self._socket, select.POLLIN | room)
         poll.register(self._watch.fileno(), select.POLLIN)
+        if self._prober is not None:
+            poll.register(self._prober.fileno(), select.POLLIN)
         for engine in self._host.engines.values():
             for descriptor in engine.descriptors():
                 poll.register(descriptor, select.POLLIN)
@@ -141,6 +162,10 @@ class HelperServer:
             if not ready.isdisjoint(engine.descriptors()):
                 self._host.dispatch(engine, self._container_changed)
         self._look_at_sandboxes(ready)
+        if self._prober is not None and self._prober.fileno() in ready:
+            paths = self._prober.changes()
+            if paths:
+                self._outbox.add(PathsChanged(paths))
         if self._watch.fileno() in ready:
             self._drifted(self._watch.foreign_change())
         if self._clock() >= self._next_look:
@@ -259,6 +284,13 @@ class HelperServer:
     @_answer.register
     def _(self, _request: ReviveDocker) -> Answer:
         self._host.docker().revive()
+        return Results(()), ()
+
+    @_answer.register
+    def _(self, request: SetProbes) -> Answer:
+        request_checks.check_probes(request, self._underlay_device)
+        if self._prober is not None:
+            self._prober.aim(request.targets)
         return Results(()), ()
 
     @_answer.register

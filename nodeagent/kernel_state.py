@@ -107,6 +107,8 @@ class ProbeTarget:
         mac: Whom frames go to where `device` is an Ethernet link (vxlan, direct); else empty.
         mtu: Bytes of the largest inner packet worth trying.
         chosen: It is what the pair is routed along, and is watched closely; the others now and then.
+        also: Other devices that the peer's probes may come in by, and are answered by: with wireguard the
+            link of the node's other key, while it is rotated.
     """
 
     peer: str
@@ -117,6 +119,7 @@ class ProbeTarget:
     mac: str
     mtu: int
     chosen: bool
+    also: tuple[str, ...] = ()
 
 
 @attrs.frozen

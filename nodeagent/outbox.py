@@ -15,11 +15,13 @@ from nodeagent.helper_messages import (
     DockerListed,
     Drifted,
     ExecEnded,
+    PathsChanged,
     SandboxChanged,
 )
 
 Event = (
     ContainerChanged | ExecEnded | Drifted | SandboxChanged | DockerListed | DockerChanged | DockerAway
+    | PathsChanged
 )  # fmt: skip
 
 
@@ -41,6 +43,9 @@ class Outbox:
         if isinstance(event, DockerListed) and isinstance(before, DockerListed) and before.fresh:
             # That Docker was away is not over before somebody has heard of it.
             event = attrs.evolve(event, fresh=True)
+        elif isinstance(event, PathsChanged) and isinstance(before, PathsChanged):
+            newest = {(path.peer, path.encapsulation): path for path in (*before.paths, *event.paths)}
+            event = PathsChanged(tuple(newest.values()))
         self._waiting[subject] = event
 
     def __len__(self) -> int:

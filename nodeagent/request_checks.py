@@ -1,18 +1,26 @@
-"""What the privileged child refuses of requests that concern one container; see `nodeagent.helper_checks`."""
+"""What the privileged child refuses of requests that are no operations; see `nodeagent.helper_checks`."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
+from firewall_rules import names
 from netctl.errors import InvalidError
 from nodeagent import helper_values as values
-from nodeagent.helper_messages import Adopt, OpenCopy, OpenExec, OpenLogs
+from nodeagent.helper_messages import Adopt, OpenCopy, OpenExec, OpenLogs, SetProbes
+from nodeagent.kernel_state import ProbeTarget
 
 _MAX_ARGUMENTS: Final = 512
 _MAX_LINES: Final = 2**31
+_MAX_PROBED: Final = 1 << 14
 _DOCKER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 """What Docker takes for a name or an id of a container."""
+_DEVICES: Final = {
+    "gre": re.compile(names.TUNNEL_PREFIX + "g[0-9a-f]{8}"),
+    "vxlan": re.compile(names.TUNNEL_PREFIX + "v[0-9a-f]{8}"),
+    "wireguard": re.compile(names.TUNNEL_PREFIX + "w[0-9]"),
+}
 
 
 def check_exec(request: OpenExec) -> None:
@@ -69,3 +77,39 @@ def check_adoption(request: Adopt) -> None:
     """
     values.match(_DOCKER_NAME, request.container, "name or id of a container of Docker's")
     values.block(request.block)
+
+
+def check_probes(request: SetProbes, underlay_device: str) -> None:
+    """Return if all ways to probe lead by tunnels of ours, or by the underlay's own link with direct.
+
+    Args:
+        request: All of them.
+        underlay_device: That link; empty: it is not known yet.
+
+    Raises:
+        InvalidError: One does not; none is probed.
+    """
+    values.number(len(request.targets), _MAX_PROBED, "number of ways to probe")
+    ways = {(target.peer, target.encapsulation) for target in request.targets}
+    if len(ways) < len(request.targets):
+        raise InvalidError("a way to probe is there twice", "restart the node agent")
+    for target in request.targets:
+        _check_way(target, underlay_device)
+
+
+def _check_way(target: ProbeTarget, underlay_device: str) -> None:
+    values.match(values.NAME, target.peer, "name of a node")
+    for device in (target.device, *target.also):
+        if target.encapsulation == "direct":
+            values.among((underlay_device,) if underlay_device else (), device, "the underlay's link")
+        elif target.encapsulation in _DEVICES:
+            values.match(_DEVICES[target.encapsulation], device, "tunnel of ours")
+        else:
+            raise values.refuse("way to a peer", target.encapsulation)
+    values.match(values.ADDRESS, target.source, "address")
+    values.match(values.ADDRESS, target.destination, "address")
+    if target.encapsulation in ("vxlan", "direct"):
+        values.match(values.MAC, target.mac, "Ethernet address")
+    elif target.mac:
+        raise values.refuse("Ethernet address of a link that has none", target.mac)
+    values.number(target.mtu, values.MAX_PORT, "MTU")
