@@ -16,15 +16,16 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from netctl.errors import NetctlError, UnavailableError
 from netctl.log import get_logger
-from netctl.model import PlacedContainer
+from netctl.model import Encapsulation, PlacedContainer
 from netctl.wire.messages import (
     Done,
     Envelope,
+    Examine,
     Failure,
     Message,
     NodeOpenAdopt,
@@ -41,25 +42,18 @@ from netctl.wire.messages import (
 from nodeagent.desired import Desired
 from nodeagent.desired_index import DesiredIndex
 from nodeagent.docker_side import DockerSide, Driver
-from nodeagent.facts import EncapsulationChoice, lacking, restricted
+from nodeagent.examination import examined
 from nodeagent.flusher import Flusher
 from nodeagent.found import Found
 from nodeagent.helper_client import Event, Helper
-from nodeagent.helper_messages import Drifted, ExecEnded
-from nodeagent.kernel_state import HostFacts
+from nodeagent.helper_messages import Drifted, ExecEnded, FactsChanged
+from nodeagent.host_side import RESYNC, HostSide
+from nodeagent.own_facts import OwnFacts
 from nodeagent.reconcile import Reconciler
 from nodeagent.reports import Reports
 from nodeagent.session import Down, Link, Up
 from nodeagent.streams import Streams
 
-RESYNC: Final = 10.0
-"""Seconds between two looks at the whole host."""
-LOOK_SHARE: Final = 100
-"""A look is this many times rarer than it is long, so that big nodes do not spend themselves on looking."""
-DRIFT_SHARE: Final = 10
-"""The same where someone else changed something: others may write all the time to what is not ours."""
-FIRST_RESPAWN: Final = 0.2
-LAST_RESPAWN: Final = 10.0
 ROUNDS: Final = 64
 """Steps of engines' events and operations taken in one turn, before the broker is listened to again."""
 _LONGEST_WAIT: Final = 3600.0
@@ -74,8 +68,8 @@ class Agent:
         found: Settings of the host as they were before us.
         spawn: Starts a privileged child.
         driver: Docker's, where its engine is on offer; it is closed with the agent.
-        underlay: The node's address in the underlay; None: the default route's.
-        encapsulation: What the operator allows.
+        underlay: The node's address in the underlay, or the link that has it; None: the default route's.
+        encapsulations: What the operator allows of them (`nodeagent.facts.restricted`).
         resync: Seconds between two looks at the whole host.
         monotonic: Seconds of a clock that is never set.
 
@@ -92,26 +86,17 @@ class Agent:
         *,
         driver: Driver | None = None,
         underlay: str | None = None,
-        encapsulation: EncapsulationChoice = "auto",
+        encapsulations: Sequence[Encapsulation] = (),
         resync: float = RESYNC,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.removed = False
         self._link = link
         self._desired = desired
-        self._found = found
-        self._spawn = spawn
-        self._underlay = underlay
-        self._encapsulation: EncapsulationChoice = encapsulation
-        self._resync = resync
         self._monotonic = monotonic
-        self._helper: Helper | None = None
-        self._host: Reconciler | None = None
+        facts = OwnFacts(underlay, encapsulations, monotonic=monotonic)
+        self._host = HostSide(spawn, found, facts, resync=resync, monotonic=monotonic)
         self._streams = Streams(self._say, self._runs)
-        self._respawn_at = 0.0
-        self._respawn_pause = FIRST_RESPAWN
-        self._look_at = 0.0
-        self._looked_at = 0.0
         self._request = 0
         self._docker = None if driver is None else DockerSide(driver, link, self._number, monotonic)
         self._reports = Reports(link, desired, self._docker, self._number, monotonic)
@@ -145,9 +130,10 @@ class Agent:
         began = self._monotonic()
         self._start_helper()
         self._work()
-        if self._host is not None and self._host.settled:
+        host = self._host.reconciler
+        if host is not None and host.settled:
             duration = round((self._monotonic() - began) * 1000, 3)
-            self._log.info("the host is as desired", count=self._host.writes, duration_ms=duration)
+            self._log.info("the host is as desired", count=host.writes, duration_ms=duration)
 
     def stop(self) -> None:
         """End `run` soon; may be called by a signal handler. Everything stays in force."""
@@ -164,7 +150,7 @@ class Agent:
         self._streams.drop_all(None)
         if self._docker is not None:
             self._docker.close()
-        self._lose_helper()
+        self._host.close()
         self._flusher.close()
         os.close(self._wake_reader)
         os.close(self._wake_writer)
@@ -173,8 +159,8 @@ class Agent:
         """Wait for something to happen, `longest` seconds at most, and deal with it."""
         now = self._monotonic()
         readers = [self._wake_reader, *self._streams.readers()]
-        if self._helper is not None:
-            readers.append(self._helper.fileno())
+        if self._host.helper is not None:
+            readers.append(self._host.helper.fileno())
         if self._docker is not None:
             readers += self._docker.readers()
         timeout = max(0.0, min(longest, self._deadline(now) - now))
@@ -192,7 +178,9 @@ class Agent:
         try:
             self._streams.pump(ready.readable, ready.writable, self._monotonic())
             self._flusher.begin()
-            self._timers()
+            if self._host.start_due:
+                self._respawn()
+            self._host.tend()
             self._work()
         except UnavailableError as error:
             self._helper_lost(error)
@@ -201,29 +189,13 @@ class Agent:
         self._tell()
 
     def _deadline(self, now: float) -> float:
-        times = [self._link.deadline()]
-        if self._host is None:
-            times.append(self._respawn_at)
-        else:
-            times.append(self._look_at)
-            if self._host.deadline is not None:
-                times.append(self._host.deadline)
+        times = [self._link.deadline(), self._host.deadline]
         if self._docker is not None:
             times.append(self._docker.deadline())
         streams = self._streams.deadline(now)
         if streams is not None:
             times.append(streams)
         return min(times)
-
-    def _timers(self) -> None:
-        now = self._monotonic()
-        if self._host is None:
-            if now >= self._respawn_at:
-                self._respawn()
-        elif now >= self._look_at:
-            self._host.doubt()
-            # Set again once the look was taken, by how long that took.
-            self._look_at = now + self._resync
 
     # --- the helper ---------------------------------------------------------------------------------
 
@@ -233,27 +205,9 @@ class Agent:
         Raises:
             NetctlError: It does not start, or the host is not as it must be.
         """
-        self._helper = self._spawn()
-        facts = self._facts(self._helper)
-        why = lacking(facts)
-        if why:
-            self._log.error("this node can take no containers", reason=why)
-        self._host = Reconciler(
-            self._helper,
-            facts,
-            found=self._found.settings,
-            remember=self._found.remember,
-            monotonic=self._monotonic,
-        )
-        held = self._desired.held
-        if held is not None:
-            self._host.want(held.index)
+        host = self._host.start(self._index)
         if self._docker is not None:
-            self._docker.attach(self._host)
-        self._look_at = self._monotonic() + self._resync
-
-    def _facts(self, helper: Helper) -> HostFacts:
-        return restricted(helper.facts(self._underlay), self._encapsulation)
+            self._docker.attach(host)
 
     def _respawn(self) -> None:
         try:
@@ -261,22 +215,13 @@ class Agent:
         except NetctlError as error:
             self._helper_lost(error)
         else:
-            self._respawn_pause = FIRST_RESPAWN
-            self._log.info("the helper was started again")
+            self._host.started_again()
 
     def _helper_lost(self, error: NetctlError) -> None:
-        self._log.error("the helper is gone", error=error.message, delay_ms=int(self._respawn_pause * 1000))
         self._streams.end_execs("the node's helper ended")
         if self._docker is not None:
             self._docker.lose_helper("the node's helper ended")
-        self._lose_helper()
-        self._respawn_at = self._monotonic() + self._respawn_pause
-        self._respawn_pause = min(LAST_RESPAWN, self._respawn_pause * 2)
-
-    def _lose_helper(self) -> None:
-        if self._helper is not None:
-            self._helper.close()
-        self._helper = self._host = None
+        self._host.lose(error)
 
     def _work(self) -> None:
         """Do what is to be done, and what engines' events then ask for.
@@ -284,7 +229,7 @@ class Agent:
         Raises:
             UnavailableError: The helper is gone.
         """
-        helper, host = self._helper, self._host
+        helper, host = self._host.helper, self._host.reconciler
         if helper is None or host is None:
             return
         for _ in range(ROUNDS):
@@ -293,12 +238,8 @@ class Agent:
                 self._happened(event, host)
             if self._docker is not None:
                 self._docker.attach(host)
-            writes, looks = host.writes, host.looks
-            host.work()
-            if host.looks != looks:
-                self._looked_at = self._monotonic()
-                self._look_at = self._looked_at + max(self._resync, LOOK_SHARE * host.look_seconds)
-            if not events and host.writes == writes:
+            wrote = self._host.work()
+            if not events and not wrote:
                 break
         if self._docker is not None:
             self._docker.settle(host, helper, welcome=self._reports.welcome)
@@ -310,9 +251,10 @@ class Agent:
         if isinstance(event, ExecEnded):
             self._streams.exec_ended(event, self._monotonic())
         elif isinstance(event, Drifted):
-            self._log.warning("someone else changed what is ours", reason=event.what)
-            rest = DRIFT_SHARE * host.look_seconds
-            self._look_at = min(self._look_at, max(self._monotonic(), self._looked_at + rest))
+            self._host.drifted(event.what)
+        elif isinstance(event, FactsChanged):
+            self._host.doubt_facts()
+            self._link.check_address()
 
     # --- the broker ---------------------------------------------------------------------------------
 
@@ -327,7 +269,10 @@ class Agent:
             self._reports.end()
             if self._docker is not None:
                 self._docker.lose_broker()
-            self._streams.drop_all(self._helper)
+            self._streams.drop_all(self._host.helper)
+        elif isinstance(happened.message, Examine):
+            host = self._host
+            self._link.send(examined(host.helper, host.facts.latest, self._index), happened.id)
         elif self._docker is None or not self._docker.answers(happened.id, happened.message):
             self._hear(happened.message)
 
@@ -338,7 +283,7 @@ class Agent:
             case NodeOpenExec() | NodeOpenLogs() | NodeOpenCopy() | NodeOpenAdopt():
                 self._open(message)
             case StreamData() | StreamCredit() | StreamResize() | StreamEnd():
-                self._streams.hear(message, self._helper)
+                self._streams.hear(message, self._host.helper)
             case Failure():
                 self._refused(message)
             case Done():
@@ -352,7 +297,7 @@ class Agent:
         Raises:
             UnavailableError: The helper is gone.
         """
-        helper, index = self._helper, self._index
+        helper, index = self._host.helper, self._index
         if helper is None:
             self._say(StreamEnd(message.stream, message="the node's helper is being started again"))
         elif isinstance(message, NodeOpenExec):
@@ -385,14 +330,16 @@ class Agent:
             self._log.warning("an older desired state is not looked at", revision=message.revision)
             return
         self._reports.received(known=taken.outcome == "known")
-        if taken.outcome == "taken" and self._host is not None and self._desired.held is not None:
-            self._host.want(self._desired.held.index, taken.scope)
+        host = self._host.reconciler
+        if taken.outcome == "taken" and host is not None and self._desired.held is not None:
+            host.want(self._desired.held.index, taken.scope)
 
     def _refused(self, failure: Failure) -> None:
         held = self._desired.held
         if failure.code == "unauthorised" and held is not None and held.index.header.block is None:
             # It removed us, and has heard that we have gone.
-            self.removed = self._host is not None and self._host.settled and not self._host.errors()
+            host = self._host.reconciler
+            self.removed = host is not None and host.settled and not host.errors()
         remedy = failure.remedy
         if failure.code == "unauthorised":
             remedy = "if this node was removed, run `nodeagent leave` here; its containers stay until then"
@@ -403,30 +350,30 @@ class Agent:
         """Tell the broker what is to be told."""
         if self._reports.hello_due:
             self._say_hello()
-        if self._host is None:
+        host, facts = self._host.reconciler, self._host.facts
+        if host is None or facts.latest is None:
             return
-        self._reports.report(self._host)
+        self._reports.facts(facts.latest)
+        self._reports.report(host)
         if self._docker is not None and self._reports.welcome:
             self._docker.ask()
-        if self._reports.applied(self._host, self._flusher.error):
+        removed = self._index is not None and self._index.header.block is None
+        lasting = self._flusher.errors() + (() if removed else facts.errors())
+        if self._reports.applied(host, lasting):
             self.removed = True
 
     def _say_hello(self) -> None:
-        if self._helper is None or self._host is None:
-            return
         try:
-            facts = self._facts(self._helper)
+            facts = self._host.ask_facts()
         except UnavailableError as error:
             self._helper_lost(error)
-        except NetctlError as error:
-            self._log.error("this host cannot be described", error=error.message, remedy=error.remedy)
-            self._link.postpone(error.message)
         else:
-            self._host.use(facts)
-            self._reports.hello(facts, self._host)
+            if facts is not None and self._host.reconciler is not None:
+                self._reports.hello(facts, self._host.reconciler)
 
     def _recorded(self, container: str) -> PlacedContainer | None:
         return None if self._index is None else self._index.containers.get(container)
 
     def _runs(self, container: str) -> bool:
-        return self._host is not None and self._host.may_write(container)
+        host = self._host.reconciler
+        return host is not None and host.may_write(container)

@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace, directory: NodeDirectory, started: Started
         found,
         _spawner(helper_arguments(options, directory), started),
         underlay=options.underlay,
-        encapsulation=options.encapsulation,
+        encapsulations=options.encapsulation,
         driver=_driver(options, directory) if options.docker else None,
     )
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from collections.abc import Sequence
+from typing import Final
 
 import attrs
 
@@ -11,28 +12,31 @@ from netctl.errors import RefusedError
 from netctl.model import Encapsulation, NodeFacts
 from nodeagent.kernel_state import HostFacts
 
-EncapsulationChoice = Literal["auto", "gre", "vxlan", "direct"]
-
-AUTO: Final[tuple[Encapsulation, ...]] = ("gre", "vxlan")
+AUTO: Final[tuple[Encapsulation, ...]] = ("gre", "vxlan", "wireguard")
 """What ``auto`` stands for, best first. ``direct`` needs a shared link, which only the operator knows of."""
 _WORD: Final = 64
 
 
-def restricted(facts: HostFacts, choice: EncapsulationChoice) -> HostFacts:
-    """Return `facts` with the encapsulations that the operator allows.
+def restricted(facts: HostFacts, allowed: Sequence[Encapsulation]) -> HostFacts:
+    """Return `facts` with the encapsulations that the operator allows, in the operator's order.
+
+    Args:
+        facts: Of the host.
+        allowed: Best first; empty: `AUTO`.
 
     Raises:
-        RefusedError: The one that was chosen is not there.
+        RefusedError: None of those that were named is there.
     """
-    allowed: tuple[Encapsulation, ...] = AUTO if choice == "auto" else (choice,)
-    usable = tuple(mode for mode in allowed if mode in facts.encapsulations)
-    if choice != "auto" and not usable:
+    usable = tuple(mode for mode in allowed or AUTO if mode in facts.encapsulations)
+    if allowed and not usable:
         there = ", ".join(facts.encapsulations) or "none"
         raise RefusedError(
-            f"this kernel has no {choice} (it has: {there})",
+            f"this kernel has no {' or '.join(allowed)} (it has: {there})",
             "choose another --encapsulation, or load the kernel's module",
         )
-    return attrs.evolve(facts, encapsulations=usable)
+    return attrs.evolve(
+        facts, encapsulations=usable, wireguard=facts.wireguard if "wireguard" in usable else ()
+    )
 
 
 def lacking(facts: HostFacts) -> str:
@@ -40,6 +44,11 @@ def lacking(facts: HostFacts) -> str:
     if facts.host_firewall:
         return facts.host_firewall
     return "no firewall works in containers of this node" if facts.firewall == "none" else ""
+
+
+def differ_for_host(one: HostFacts, other: HostFacts) -> bool:
+    """Tell whether the host is another one by these facts; its other networks are the broker's business."""
+    return attrs.evolve(one, networks=()) != attrs.evolve(other, networks=())
 
 
 def node_facts(facts: HostFacts) -> NodeFacts:
@@ -54,4 +63,5 @@ def node_facts(facts: HostFacts) -> NodeFacts:
         engines=() if why else facts.engines,
         networks=facts.networks,
         version=netctl.__version__,
+        wireguard=facts.wireguard,
     )

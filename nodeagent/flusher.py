@@ -5,18 +5,15 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from netctl.log import get_logger
+from netctl.wire.messages import NodeError
 from nodeagent.desired import Desired
 
 
 class Flusher:
-    """One thread beside the agent's; between `begin` and `end` nobody else may use `desired`.
-
-    Attributes:
-        error: Why what is held is not durable; empty: it is, or nothing was tried yet.
-    """
+    """One thread beside the agent's; between `begin` and `end` nobody else may use `desired`."""
 
     def __init__(self, desired: Desired) -> None:
-        self.error = ""
+        self._error = ""
         self._desired = desired
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._running: Future[None] | None = None
@@ -37,10 +34,14 @@ class Flusher:
             if self._desired.compact_due:
                 self._desired.compact()
         except OSError as error:
-            self.error = f"the desired state cannot be kept: {error}"
+            self._error = f"the desired state cannot be kept: {error}"
             self._log.error("the desired state cannot be kept", error=str(error))
         else:
-            self.error = ""
+            self._error = ""
+
+    def errors(self) -> tuple[NodeError, ...]:
+        """Return why what is held is not durable; empty: it is, or nothing was tried yet."""
+        return (NodeError("", self._error, "make room on the node's disk"),) if self._error else ()
 
     def close(self) -> None:
         """End the thread, and close the files."""

@@ -23,18 +23,37 @@ from nodeagent.helper_process import Started, helper_arguments, start
 DIRECTORY: Final = "/var/lib/netctl/node"
 RUN_DIRECTORY: Final = "/run/netctl/node"
 INTERRUPTED: Final = 130
-ENCAPSULATIONS: Final = ("auto", "gre", "vxlan", "direct")
+ENCAPSULATIONS: Final = ("gre", "vxlan", "wireguard", "direct")
 DOCKER_SOCKET: Final = "/var/run/docker.sock"
 DOCKER_EXEC_ROOT: Final = "/var/run/docker"
 DRIVER_SOCKET: Final = "/run/netctl/driver.sock"
 
 _EXAMPLES: Final = {
     "join": "example: nodeagent join netctl-invite-... --name n1 --underlay 192.0.2.11",
-    "run": "example: nodeagent run --firewall nftables --encapsulation vxlan",
+    "run": "example: nodeagent run --firewall nftables --underlay eth0 --encapsulation wireguard,vxlan",
     "leave": "example: nodeagent leave --force",
     "status": "example: nodeagent status --json",
     "version": "example: nodeagent version",
 }
+
+
+def encapsulations(text: str) -> tuple[str, ...]:
+    """Return what the operator allows, best first; empty: the node agent chooses.
+
+    Args:
+        text: ``auto``, or encapsulations with commas between.
+
+    Raises:
+        ArgumentTypeError: It is neither.
+    """
+    words = tuple(text.split(","))
+    if words == ("auto",):
+        return ()
+    if not set(words) <= set(ENCAPSULATIONS) or len(set(words)) != len(words):
+        raise argparse.ArgumentTypeError(
+            f"say auto, or some of {', '.join(ENCAPSULATIONS)}, each once, with commas between, not {text!r}"
+        )
+    return words
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -68,13 +87,17 @@ def make_parser() -> argparse.ArgumentParser:
         )
     for made in (join, run):
         made.add_argument(
-            "--underlay", metavar="A", help="this host's address for tunnels (default: the default route's)"
+            "--underlay",
+            metavar="A",
+            help="this host's address for tunnels, or the link that has it (default: the default route's)",
         )
         made.add_argument(
             "--encapsulation",
-            choices=ENCAPSULATIONS,
-            default="auto",
-            help="of tunnels (default: auto, which is gre, then vxlan)",
+            type=encapsulations,
+            default=(),
+            metavar="E",
+            help="of tunnels: some of gre, vxlan, wireguard and direct, best first, with commas between "
+            "(default: auto, which is gre,vxlan,wireguard)",
         )
     for made in (run, leave):
         made.add_argument(

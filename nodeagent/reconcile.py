@@ -25,7 +25,7 @@ from nodeagent.after import after, with_container, with_sandbox
 from nodeagent.desired_index import DesiredIndex, Scope, scope_between, united
 from nodeagent.diff import plan
 from nodeagent.endpoints import Endpoints
-from nodeagent.facts import lacking
+from nodeagent.facts import differ_for_host, lacking
 from nodeagent.helper_client import Event, Helper
 from nodeagent.helper_messages import ContainerChanged, SandboxChanged
 from nodeagent.kernel_state import ContainerPort, EngineContainer, HostFacts, HostState
@@ -131,10 +131,10 @@ class Reconciler:
         self._scope = united(self._scope, scope)
 
     def use(self, facts: HostFacts) -> None:
-        """Take newer facts of the host."""
-        if facts != self._facts:
-            self._facts = facts
-            self._scope = None
+        """Take newer facts of the host; where it is another one by them, everything is looked at anew."""
+        before, self._facts = self._facts, facts
+        if differ_for_host(before, facts):
+            self.doubt()
 
     def hear(self, event: Event) -> ContainerStatus | None:
         """Take an event in; return the status to report if a container's state changed by it."""
@@ -179,6 +179,12 @@ class Reconciler:
         """Look at the whole host again before anything else is done."""
         self._stale = True
         self._scope = None
+
+    @property
+    def shares_link(self) -> bool:
+        """Whether routes of ours lead along the underlay's own link."""
+        underlay = self._facts.underlay_device
+        return any(route.device == underlay for route in self.observed.routes.values())
 
     # --- what is done -------------------------------------------------------------------------------
 

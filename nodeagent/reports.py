@@ -7,7 +7,7 @@ from collections.abc import Callable
 from netctl.delta import digest
 from netctl.log import get_logger
 from netctl.model import ContainerStatus
-from netctl.wire.messages import Applied, Hello, NodeError, Report
+from netctl.wire.messages import Applied, Facts, Hello, NodeError, Report
 from nodeagent.desired import Desired
 from nodeagent.docker_side import DockerSide
 from nodeagent.facts import node_facts
@@ -50,6 +50,7 @@ class Reports:
         self._monotonic = monotonic
         self._received_at = 0.0
         self._told: tuple[int, int, bool, tuple[NodeError, ...]] | None = None
+        self._facts_told: HostFacts | None = None
         self._reported: dict[str, ContainerStatus] = {}
         self._all_reported: tuple[ContainerStatus, ...] = ()
         self._together = Latest(_together)
@@ -91,7 +92,16 @@ class Reports:
         self.hello_due = False
         self._reported = {status.id: status for status in statuses}
         self._all_reported = statuses
+        self._facts_told = facts
         self._link.send(message, self._number())
+
+    def facts(self, facts: HostFacts) -> None:
+        """Tell what is true of the host by now, if that is not what was told."""
+        if facts is self._facts_told or not self.welcome:
+            return
+        told = self._facts_told is not None and node_facts(self._facts_told) == node_facts(facts)
+        if told or self._link.send(Facts(node_facts(facts))):
+            self._facts_told = facts
 
     def _statuses(self, host: Reconciler) -> tuple[ContainerStatus, ...]:
         if self._docker is None:
@@ -112,12 +122,12 @@ class Reports:
         self._reported.update((status.id, status) for status in changed)
         self._all_reported = statuses
 
-    def applied(self, host: Reconciler, disk: str) -> bool:
+    def applied(self, host: Reconciler, lasting: tuple[NodeError, ...]) -> bool:
         """Tell what is applied, once it is so and durable.
 
         Args:
             host: The node's.
-            disk: Why the desired state is not durable; empty: it is.
+            lasting: What is wrong with this node whatever is wanted of it.
 
         Returns:
             Whether the broker was just told that everything of ours is out of this host.
@@ -125,9 +135,6 @@ class Reports:
         held = self._desired.held
         if not self.welcome or held is None or not host.settled:
             return False
-        lasting: tuple[NodeError, ...] = ()
-        if disk:
-            lasting = (NodeError("", disk, "make room on the node's disk"),)
         removed = held.index.header.block is None
         if self._docker is not None and not removed:
             lasting += self._docker.errors()

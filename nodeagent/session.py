@@ -8,7 +8,11 @@ that grows with every try (and is never the same for two nodes), the next of the
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import socket as sockets
+import struct
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Protocol
@@ -29,6 +33,9 @@ FIRST_PAUSE: Final = 0.1
 LAST_PAUSE: Final = 5.0
 """Seconds before the next try: doubled from the first to the last, then cut short at random by up to half."""
 FAREWELL_MILLISECONDS: Final = 2000
+ANEW: Final = 1.0
+"""Seconds that a try gets, at least, before it is given up because the host's addresses changed."""
+_MONITOR_EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3): the event, and its value
 _HIGH_WATER: Final = 1000
 _BATCH: Final = 256
 _NEVER: Final = -1
@@ -78,6 +85,9 @@ class Link(Protocol):
     def postpone(self, reason: str) -> None:
         """End the session, and begin the next one late."""
 
+    def check_address(self) -> None:
+        """The host's addresses are others by now: end a session that came from one that is gone."""
+
 
 class BrokerSession:
     """The session with the broker, made again whenever it ends.
@@ -113,6 +123,10 @@ class BrokerSession:
         self._next_try = 0.0
         self._heard = 0.0
         self._asked = 0.0
+        self._give_up_at = 0.0
+        self._postponed = False
+        # The family and the local address of the connection, once it stands.
+        self._local: tuple[int, tuple[Any, ...]] | None = None
         self._endpoint = ""
         self._lost: list[Down] = []
         self._log = get_logger()
@@ -158,7 +172,7 @@ class BrokerSession:
         if self._socket is None:
             return self._next_try
         if self._session is None:
-            return self._heard + HANDSHAKE_SECONDS
+            return self._give_up_at
         return max(self._heard, self._asked) + self._heartbeat
 
     def wait(self, readers: Collection[int], writers: Collection[int], timeout: float) -> Ready:
@@ -184,6 +198,22 @@ class BrokerSession:
         """End the session, and begin the next one late: the broker will not change its mind at once."""
         self._pause = LAST_PAUSE
         self._end(reason)
+        self._postponed = True
+
+    def check_address(self) -> None:
+        """The host's addresses are others by now: end a session that came from one that is gone.
+
+        What is sent from such an address is answered by nobody, and it would take three heartbeats to see
+        that. Where there is no session, the next try is not put off for long: it may work from here.
+        """
+        if self._session is not None:
+            if self._local is not None and _is_gone(*self._local):
+                self._end("this host has lost the address that the session came from")
+        elif not self._postponed:
+            self._pause = FIRST_PAUSE
+            at = self._heard + ANEW
+            self._next_try = min(self._next_try, at)
+            self._give_up_at = min(self._give_up_at, at)
 
     def close(self, *, farewell: bool = False) -> None:
         """End the session for good. With `farewell`, what was sent gets two seconds to leave."""
@@ -203,12 +233,17 @@ class BrokerSession:
         socket.set(zmq.RCVHWM, _HIGH_WATER)
         socket.set(zmq.MAXMSGSIZE, MAX_BODY_BYTES)
         monitor = socket.get_monitor_socket(
-            zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            zmq.EVENT_CONNECTED
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_CLOSED
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         )
         self._socket, self._monitor = socket, monitor
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)
         self._heard = self._asked = now
+        self._give_up_at = now + HANDSHAKE_SECONDS
+        self._postponed = False
         try:
             self._handshake = ClientHandshake(self._identity.keys, self._identity.broker_key, self._role)
             socket.connect(self._endpoint)
@@ -254,16 +289,28 @@ class BrokerSession:
 
     def _watch(self, now: float) -> None:
         """End a session that is silent or whose connection closed; ask one that is quiet."""
-        if self._monitor is not None and self._monitor.poll(0):
+        if self._is_closed():
             self._end(f"the connection to {self._endpoint} is closed")
         elif self._session is None:
-            if self._socket is not None and now - self._heard >= HANDSHAKE_SECONDS:
+            if self._socket is not None and now >= self._give_up_at:
                 self._end(f"no answer from {self._endpoint}")
         elif now - self._heard > 3 * self._heartbeat:
             self._end(f"{self._endpoint} is silent for {now - self._heard:.0f} seconds")
         elif now - max(self._heard, self._asked) >= self._heartbeat:
             self._asked = now
             self.send(Ping())
+
+    def _is_closed(self) -> bool:
+        """Take what the monitor says; return whether the connection is closed."""
+        while self._monitor is not None:
+            try:
+                event, value = _MONITOR_EVENT.unpack(self._monitor.recv_multipart(zmq.DONTWAIT)[0])
+            except zmq.Again:
+                return False
+            if event != zmq.EVENT_CONNECTED:
+                return True
+            self._local = _local_address(value)
+        return False
 
     def _end(self, reason: str) -> None:
         if self._session is not None:
@@ -288,4 +335,25 @@ class BrokerSession:
         if self._monitor is not None:
             self._monitor.close(0)
         self._socket.close(linger)
-        self._socket = self._monitor = None
+        self._socket = self._monitor = self._local = None
+
+
+def _local_address(descriptor: int) -> tuple[int, tuple[Any, ...]] | None:
+    """Return family and address of our end of a connection; None: it has none, or is closed already."""
+    try:
+        # The descriptor is the library's, whose thread may close it at any time.
+        with sockets.socket(fileno=os.dup(descriptor)) as copy:
+            address = copy.getsockname()
+    except OSError:
+        return None
+    return (copy.family, address) if isinstance(address, tuple) else None
+
+
+def _is_gone(family: int, address: tuple[Any, ...]) -> bool:
+    """Tell whether an address is no longer one of this host's: nothing can be bound to it then."""
+    with sockets.socket(family, sockets.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address[0], 0, *address[2:]))
+        except OSError as failure:
+            return failure.errno == errno.EADDRNOTAVAIL
+    return False

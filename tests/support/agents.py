@@ -166,12 +166,14 @@ class FakeLink:
     Attributes:
         incoming: What `receive` returns next.
         sent: Every message the agent said, in order.
+        checks: How often it was to look whether its address is still there.
     """
 
     incoming: list[Up | Down | Envelope] = attrs.field(factory=list)
     sent: list[Message] = attrs.field(factory=list)
     connected: bool = False
     postponed: list[str] = attrs.field(factory=list)
+    checks: int = 0
 
     def send(self, message: Message, number: int = 0) -> bool:
         """See `nodeagent.session.BrokerSession`."""
@@ -198,6 +200,10 @@ class FakeLink:
         """Note it."""
         self.postponed.append(reason)
         self.connected = False
+
+    def check_address(self) -> None:
+        """Note it."""
+        self.checks += 1
 
     def connect(self) -> None:
         """Let a session begin."""

@@ -191,7 +191,7 @@ class RealLife:
 
     def until_settled(self) -> None:
         """Let the agent live until nothing is left to do."""
-        host = self.agent._host
+        host = self.agent._host.reconciler
         assert host is not None
         self.until(lambda: host.settled and not host.errors(), "the desired state")
 

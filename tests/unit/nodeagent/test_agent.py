@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from netctl.errors import KernelError, RefusedError, UnavailableError
-from netctl.model import ANY_PORT, NodeDelta, NodeState
+from netctl.model import ANY_PORT, NodeDelta, NodeState, WireguardEnd
 from netctl.wire.messages import (
     Applied,
     Failure,
@@ -23,10 +23,10 @@ from netctl.wire.messages import (
     StreamEnd,
     Update,
 )
-from nodeagent.agent import RESYNC
 from nodeagent.facts import node_facts, restricted
 from nodeagent.helper_client import Helper
 from nodeagent.helper_fake import LocalHelper
+from nodeagent.host_side import RESYNC
 from nodeagent.kernel_state import EngineContainer
 from nodeagent.ops import Op, SetContainerRules, SetEnd, SetPort, StartContainer, StopContainer
 from nodeagent.under_way import HOLD
@@ -417,8 +417,8 @@ def test_a_helper_that_does_not_start_is_tried_more_slowly(node: FakeNode) -> No
         tries.append(life.clock)
         raise UnavailableError("no memory")
 
-    life.agent._spawn = refuse
-    life.agent._helper.dead = True  # type: ignore[union-attr]
+    life.agent._host._spawn = refuse
+    life.agent._host.helper.dead = True  # type: ignore[union-attr]
     tries.clear()
     for _ in range(400):
         life.clock += 0.1
@@ -541,12 +541,21 @@ def test_output_followed_until_the_container_ends(life: Life, node: FakeNode) ->
 
 
 def test_what_the_operator_allows_of_encapsulations() -> None:
-    assert restricted(FULL_FACTS, "auto").encapsulations == ("gre", "vxlan")
-    assert restricted(FULL_FACTS, "direct").encapsulations == ("direct",)
+    assert restricted(FULL_FACTS, ()).encapsulations == ("gre", "vxlan")
+    assert restricted(FULL_FACTS, ("direct",)).encapsulations == ("direct",)
+    assert restricted(FULL_FACTS, ("vxlan", "wireguard", "gre")).encapsulations == ("vxlan", "gre")
     only_vxlan = attrs.evolve(FULL_FACTS, encapsulations=("vxlan", "direct"))
-    assert restricted(only_vxlan, "auto").encapsulations == ("vxlan",)
-    with pytest.raises(RefusedError, match="no gre"):
-        restricted(only_vxlan, "gre")
+    assert restricted(only_vxlan, ()).encapsulations == ("vxlan",)
+    with pytest.raises(RefusedError, match="no gre or wireguard"):
+        restricted(only_vxlan, ("gre", "wireguard"))
+
+
+def test_keys_are_told_only_where_the_operator_allows_wireguard() -> None:
+    end = WireguardEnd(1, "ab" * 32, 51821)
+    able = attrs.evolve(FULL_FACTS, encapsulations=("gre", "vxlan", "wireguard", "direct"), wireguard=(end,))
+    assert restricted(able, ()).encapsulations == ("gre", "vxlan", "wireguard")
+    assert node_facts(restricted(able, ())).wireguard == (end,)
+    assert node_facts(restricted(able, ("gre", "vxlan"))).wireguard == ()
 
 
 def test_a_host_without_firewalls_offers_no_engine() -> None:

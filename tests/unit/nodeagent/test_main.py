@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 from netctl.errors import InvalidError, RefusedError
+from netctl.model import Encapsulation
 from netctl.wire import identity as identities
 from netctl.wire.identity import Identity, KeyPair
 from netctl.wire.messages import Reset
@@ -18,7 +19,7 @@ from nodeagent import main as program
 from nodeagent.desired import Desired
 from nodeagent.directory import DirectoryLock, NodeDirectory, holder, stop_holder
 from nodeagent.driver.service import Driver
-from nodeagent.facts import EncapsulationChoice
+from nodeagent.facts import AUTO
 from nodeagent.found import Found
 from nodeagent.helper_process import helper_arguments
 from tests.support.agents import container, peer, state
@@ -190,8 +191,21 @@ def test_joining_with_something_else_than_an_invite(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_encapsulations_are_those_of_facts() -> None:
-    assert get_args(EncapsulationChoice) == program.ENCAPSULATIONS
+def test_how_encapsulations_are_named() -> None:
+    def chosen(*words: str) -> object:
+        return program.make_parser().parse_args(["run", *words]).encapsulation
+
+    assert chosen() == chosen("--encapsulation", "auto") == ()
+    assert chosen("--encapsulation", "direct") == ("direct",)
+    assert chosen("--encapsulation", "wireguard,vxlan") == ("wireguard", "vxlan")
+    assert set(AUTO) <= set(program.ENCAPSULATIONS) == set(get_args(Encapsulation)) - {"none"}
+
+
+@pytest.mark.parametrize("text", ["", "none", "gre,", "gre,gre", "gre, vxlan", "auto,gre", "GRE", "gre,ipip"])
+def test_what_names_no_encapsulations(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    status, _, err = run(capsys, "run", "--encapsulation", text)
+    assert status == 2
+    assert "each once, with commas between" in err
 
 
 def test_a_host_name_becomes_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
