@@ -11,9 +11,17 @@ import pytest
 import structlog
 
 from tests.support.docker_engine import why_no_engines
+from tests.support.lab_kernel import LACKING, lacking, needs_of
 from tests.support.netns import Namespace
 
 ROOT = Path(__file__).parent.parent
+ELSEWHERE = pytest.StashKey[set[str]]()
+"""What tests that do not run here need of the kernel."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that `tests.support.lab_kernel` chooses its batch by."""
+    parser.addoption(LACKING, help="run only what needs one of these features, which another kernel lacks")
 
 
 def _why_no_root() -> str:
@@ -43,27 +51,42 @@ def _no_account_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what cannot run here, with its reason; in CI `pytest_runtest_makereport` makes it a failure."""
     full = os.environ.get("NETCTL_TEST_FULL") == "1"
-    kernel = config.getoption("-m") and "kernel" in str(config.getoption("-m"))
+    batch = config.getoption(LACKING)
+    elsewhere = config.stash.setdefault(ELSEWHERE, set())
     selected, deselected = [], []
     reason: str | None = None
     for item in items:
-        # What needs a feature of the kernel runs as a batch of its own, on a kernel that has it;
+        # What needs something of the kernel that this one lacks is a batch of its own, on one that has it;
         # the large counts run when asked for. Neither is a skip: `scripts/test` runs both.
-        if (item.get_closest_marker("kernel") and not kernel) or (
+        missing = lacking(needs_of(item))
+        if batch is None:
+            elsewhere.update(missing)
+        if (missing if batch is None else needs_of(item).isdisjoint(batch.split(","))) or (
             item.get_closest_marker("full") and not full
         ):
             deselected.append(item)
             continue
         selected.append(item)
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=f"the lab kernel has no {', '.join(missing)}"))
         if item.get_closest_marker("root"):
             reason = _why_no_root() if reason is None else reason
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
-        if item.get_closest_marker("docker") and (missing := why_no_engines()):
-            item.add_marker(pytest.mark.skip(reason=missing))
+        if item.get_closest_marker("docker") and (no_engines := why_no_engines()):
+            item.add_marker(pytest.mark.skip(reason=no_engines))
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = selected
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say that there are tests which can only run elsewhere."""
+    if needed := config.stash.get(ELSEWHERE, set()):
+        terminalreporter.write_line(
+            f"{', '.join(sorted(needed))}: not in this kernel; "
+            "`python -m tests.support.lab_kernel [ARGUMENT...]` runs what needs it on the lab kernel"
+        )
 
 
 @pytest.hookimpl(hookwrapper=True)

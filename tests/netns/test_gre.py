@@ -32,7 +32,7 @@ from tests.support.netns import (
 from tests.support.pairs import Stream, Two
 from tests.support.whole_nodes import WholeNode
 
-pytestmark = [pytest.mark.root, pytest.mark.kernel("gre")]
+pytestmark = [pytest.mark.root, pytest.mark.needs_kernel("gre")]
 
 PROTOCOL_GRE = 47
 MTU = 1476

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.support.crash_report import crash_table
-from tests.support.lab_kernel import ROOT, RUN, host_features
+from tests.support.lab_kernel import FEATURES, ROOT, has, lacking
 from tests.support.results import Result, read_results
 
 REPORT = ROOT / "docs" / "test-report.md"
@@ -56,10 +56,10 @@ def machine() -> list[str]:
         platform.machine(),
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    tunnels = ", ".join(host_features()) or "none"
+    features = ", ".join(filter(has, FEATURES)) or "none"
     return [
         f"- machine: {len(os.sched_getaffinity(0))} cores ({model}), {memory:.1f} GiB",
-        f"- kernel: {platform.system()} {platform.release()}; tunnels it can make: {tunnels}",
+        f"- kernel: {platform.system()} {platform.release()}; of {', '.join(FEATURES)} it has {features}",
         f"- Python {platform.python_version()}, {platform.freedesktop_os_release().get('PRETTY_NAME', '')}",
     ]
 
@@ -77,14 +77,16 @@ def commit() -> str:
     return git("rev-parse", "HEAD").strip() + (" and changes not committed" if changed else "")
 
 
-def kernel_lines(results: Sequence[Result] | None) -> list[str]:
-    """Return what became of the tests that need a kernel with GRE."""
-    if results is None and os.environ.get(RUN):
+def kernel_lines(results: Sequence[Result] | None, failed: Sequence[str]) -> list[str]:
+    """Return what became of the tests that need what this host's kernel lacks."""
+    lacks = ", ".join(lacking(FEATURES))
+    if not lacks:
+        return ["This host's kernel has all that tests need: they are among those above."]
+    if results is None and failed:
         return ["They did not run to their end: see the failed steps."]
     if results is None:
-        return [f"Not run: this kernel has no GRE, and {RUN} named no script that boots one that has."]
-    where = "on this host's kernel" if "gre" in host_features() else "in one boot of a user-mode kernel"
-    return [f"Run {where}.", "", *counts(results)]
+        return [f"Not run: this host's kernel has no {lacks}, and there is no lab kernel."]
+    return [f"Run in one boot of the lab kernel, for {lacks}.", "", *counts(results)]
 
 
 def report(tests: Sequence[Result], kernel: Sequence[Result] | None, failed: Sequence[str]) -> str:
@@ -106,9 +108,9 @@ def report(tests: Sequence[Result], kernel: Sequence[Result] | None, failed: Seq
         "",
         *counts(tests),
         "",
-        "## Tests that need a kernel with GRE",
+        "## Tests that need what this host's kernel lacks",
         "",
-        *kernel_lines(kernel),
+        *kernel_lines(kernel, failed),
         "",
         "## Failed and skipped",
         "",

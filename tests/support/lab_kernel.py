@@ -1,68 +1,138 @@
-"""Runs the tests marked `kernel(...)` where there is a kernel that has what they need.
+"""Where tests run that need something of the kernel: here, or in one boot of the lab kernel.
 
-`python -m tests.support.lab_kernel [RESULTS]` runs them here if this host's kernel can do all of it; else in
-one boot of the kernel that the script named by NETCTL_LAB_KERNEL_RUN starts: ``SCRIPT [-w DIR] -- COMMAND``
-exits with the command's status. Else it says that they were skipped, and why, which is a failure in CI.
-With a file RESULTS, what came out is written there as `tests.support.results` does.
+A test marked ``needs_kernel("gre")`` runs with all others where this host's kernel has that: see
+tests/conftest.py. The rest is one batch: `python -m tests.support.lab_kernel [--results FILE] [ARGUMENT...]`
+runs it on the lab kernel (`scripts/kernel-lab run`), with pytest's own arguments if there are any. Where
+there is no lab kernel it says that they were skipped, which is a failure in CI. With FILE, what came out is
+written there as `tests.support.results` does.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from netctl.errors import KernelError
-from nodeagent.kernel.host_facts import encapsulations
+import pytest
+
+from tests.support.netns import Namespace
 
 ROOT = Path(__file__).parent.parent.parent
-RUN = "NETCTL_LAB_KERNEL_RUN"
+KERNEL_LAB = ROOT / "scripts" / "kernel-lab"
+LACKING = "--kernel-lacks"
+"""The option by which the batch is chosen: what the host's kernel, not the one it runs on, does not have."""
+MEMORY = "2G"
+Start = Callable[[Sequence[str]], int]
 
-# A guest discards writes, and every process costs it dearly: no cache.
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-m", "kernel", "-p", "no:cacheprovider", "tests/netns")
+
+def _link(kind: str, *options: str) -> tuple[str, ...]:
+    return ("ip", "link", "add", "probe0", "type", kind, *options)
 
 
-def command(
-    features: Sequence[str], environment: Mapping[str, str], results: Path | None = None
-) -> tuple[str, ...] | str:
-    """Return the command that runs the marked tests, or why they cannot run.
+FEATURES: Mapping[str, tuple[str, ...]] = {
+    "gre": _link("gre", "local", "192.0.2.1", "remote", "192.0.2.2"),
+    "vxlan": _link("vxlan", "id", "1", "remote", "192.0.2.2", "dstport", "4789"),
+    "wireguard": _link("wireguard"),
+    "netem": ("tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"),
+}
+"""What a test may need, and a command that succeeds in a fresh namespace of a kernel that has it."""
+
+
+@functools.cache
+def has(feature: str) -> bool:
+    """Tell whether this kernel has a feature, as far as we may ask it.
+
+    Raises:
+        KeyError: There is no such feature among `FEATURES`.
+    """
+    command = FEATURES[feature]
+    try:
+        namespace = Namespace()
+    except (OSError, AssertionError):
+        return False  # no right to make one; the lab kernel gives it
+    try:
+        namespace.run(*command)
+    except (AssertionError, OSError):
+        return False
+    finally:
+        namespace.close()
+    return True
+
+
+def lacking(needs: Iterable[str]) -> tuple[str, ...]:
+    """Return which of the features this kernel does not have."""
+    return tuple(feature for feature in needs if not has(feature))
+
+
+def needs_of(item: pytest.Item) -> frozenset[str]:
+    """Return the features that a test needs, by its markers.
+
+    Raises:
+        pytest.UsageError: One that nobody knows.
+    """
+    needs = frozenset(feature for mark in item.iter_markers("needs_kernel") for feature in mark.args)
+    if unknown := needs - FEATURES.keys():
+        raise pytest.UsageError(f"{item.nodeid} needs {sorted(unknown)} of the kernel; known: {[*FEATURES]}")
+    return needs
+
+
+def marked_files() -> tuple[str, ...]:
+    """Return the files of the batch: to collect all others would take long on the lab kernel."""
+    return tuple(
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "mark.needs_kernel(" in path.read_text()
+    )
+
+
+def command(lacks: Sequence[str], results: Path | None, arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the command that runs the batch.
 
     Args:
-        features: What this host's kernel can do.
-        environment: Of this process.
+        lacks: What this host's kernel has not.
         results: Where to write what came out.
+        arguments: For pytest; none: the whole batch.
     """
-    tests, shared = PYTEST, ()
+    guest: list[str] = ["run", "-m", MEMORY]
+    # What a guest writes is lost, so there is nothing to cache; its output is always a terminal's.
+    color = "yes" if sys.stdout.isatty() else "no"
+    pytest_options = ["-q", "-p", "no:cacheprovider", f"--color={color}", f"{LACKING}={','.join(lacks)}"]
     if results is not None:
-        tests = (*PYTEST, "-p", "tests.support.results", "--results", str(results))
-        shared = ("-w", str(results.parent))
-    if "gre" in features:
-        return tests
-    script = environment.get(RUN)
-    if not script:
-        return f"this kernel has no GRE, and {RUN} names no script that boots one that has"
-    return (script, *shared, "--", "env", "PYTHONDONTWRITEBYTECODE=1", *tests)
+        guest += ["-w", str(results.parent)]
+        pytest_options += ["-p", "tests.support.results", "--results", str(results)]
+    python = ("env", "PYTHONDONTWRITEBYTECODE=1", sys.executable, "-m", "pytest")
+    return (str(KERNEL_LAB), *guest, "--", *python, *pytest_options, *(arguments or marked_files()))
 
 
-def host_features() -> Sequence[str]:
-    """Return what this host's kernel can do, as far as we may ask it."""
-    try:
-        return encapsulations()
-    except KernelError:
-        return ()  # no right to make a namespace; the booted kernel gives it
+def main(arguments: Sequence[str], lacks: Sequence[str], environment: Mapping[str, str], start: Start) -> int:
+    """Run the batch; return the exit status.
+
+    Args:
+        arguments: Of the command line.
+        lacks: What this host's kernel has not.
+        environment: Of this process.
+        start: Runs a command and returns its status.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path)
+    options, rest = parser.parse_known_args(arguments)
+    if not lacks:
+        sys.stdout.write("this host's kernel has all that tests need: they run with all others\n")
+        return 0
+    if start((str(KERNEL_LAB), "which")) != 0:
+        sys.stdout.write(f"SKIPPED the tests that need {', '.join(lacks)}: this host's kernel has none\n")
+        return 1 if environment.get("CI") == "true" else 0
+    results = None if options.results is None else options.results.absolute()
+    return start(command(lacks, results, rest))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the tests; return the exit status."""
-    results = Path(arguments[0]).absolute() if arguments else None
-    wanted = command(host_features(), os.environ, results)
-    if isinstance(wanted, str):
-        sys.stdout.write(f"SKIPPED the tests marked kernel: {wanted}\n")
-        return 1 if os.environ.get("CI") == "true" else 0
-    return subprocess.run(wanted, cwd=ROOT, check=False).returncode
+def _start(command: Sequence[str]) -> int:
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], lacking(FEATURES), os.environ, _start))
