@@ -6,7 +6,7 @@ sets by itself once it runs is no finding then.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Literal
 
@@ -73,7 +73,7 @@ def examine(checks: HostChecks, facts: HostFacts, subject: Subject) -> tuple[Fin
     return tuple(sorted(found, key=lambda finding: finding.severity != "error")[:MAX_FINDINGS])
 
 
-def refusals(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+def refusals(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return those for which a host is not to be made a node."""
     return tuple(finding for finding in findings if finding.severity == "error")
 

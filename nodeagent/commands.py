@@ -20,10 +20,11 @@ from netctl.errors import (
     RefusedError,
     UnavailableError,
 )
-from netctl.model import NAME_PATTERN, check_name
+from netctl.model import NAME_PATTERN, Finding, check_name
 from netctl.wire import identity as identities
 from netctl.wire import invite as invites
 from nodeagent.agent import Agent
+from nodeagent.checkup import Subject, examine, refusals
 from nodeagent.desired import Desired
 from nodeagent.directory import DirectoryLock, NodeDirectory, holder, stop_holder
 from nodeagent.driver.service import Driver
@@ -71,12 +72,28 @@ def _join(options: argparse.Namespace, directory: NodeDirectory) -> None:
             )
         helper = HelperClient.spawn(helper_arguments(options, directory))
         try:
-            facts = node_facts(restricted(helper.facts(options.underlay), options.encapsulation))
+            facts = restricted(helper.facts(options.underlay), options.encapsulation)
+            findings = examine(helper.checks(), facts, Subject(name))
         finally:
             helper.close()
-        identity = enrol(invite, name, facts)
+        _check(findings)
+        identity = enrol(invite, name, node_facts(facts))
         identities.save(identity, directory.identity)
     _print(f"joined as {identity.name} with the block {identity.block}; next: nodeagent run")
+
+
+def _check(findings: Sequence[Finding]) -> None:
+    """Tell what is in the overlay's way on this host.
+
+    Raises:
+        RefusedError: No container could run here.
+    """
+    for finding in findings:
+        _say(f"{finding.severity}: {finding.message}; {finding.remedy}")
+    if refusals(findings):
+        raise RefusedError(
+            "this host cannot be a node as it is, and has not joined", "see to the errors, then join again"
+        )
 
 
 def _run(options: argparse.Namespace, directory: NodeDirectory, started: Started | None) -> None:

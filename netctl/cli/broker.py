@@ -9,7 +9,7 @@ import typer
 
 from netctl.cli import output
 from netctl.cli.options import JsonOption, examples
-from netctl.model import DEFAULT_BLOCK_SIZE, DEFAULT_SUPERNET
+from netctl.model import DEFAULT_BLOCK_SIZE, DEFAULT_SUPERNET, VXLAN_PORT, Encryption
 
 DEFAULT_DIRECTORY = Path("/var/lib/netctl/broker")
 DirectoryOption = Annotated[
@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "netctl broker init --advertise tcp://192.0.2.10:2020",
             "netctl broker init --supernet 10.64.0.0/10 --block-size 20",
+            "netctl broker init --encryption required",
         ),
     )(init)
     group.command("run", epilog=examples("netctl broker run", "netctl broker run --dir ./broker"))(run)
@@ -47,6 +48,20 @@ def init(
     block_size: Annotated[
         int, typer.Option("--block-size", metavar="BITS", help="Prefix length of one node's block.")
     ] = DEFAULT_BLOCK_SIZE,
+    encryption: Annotated[
+        Encryption,
+        typer.Option(
+            "--encryption",
+            help="Of what passes between nodes; with required it goes by wireguard or not at all.",
+        ),
+    ] = "off",
+    vxlan_port: Annotated[
+        int,
+        typer.Option(
+            "--vxlan-port", metavar="PORT", min=1, max=65535,
+            help="UDP port of VXLAN on every node; Docker Swarm uses 4789 too.",
+        ),
+    ] = VXLAN_PORT,
     listen: ListenOption = None,
     advertise: Annotated[
         list[str] | None,
@@ -66,6 +81,8 @@ def init(
         directory,
         supernet=supernet,
         block_size=block_size,
+        encryption=encryption,
+        vxlan_port=vxlan_port,
         listen=tuple(listen) if listen else service.DEFAULT_LISTEN,
         advertise=tuple(advertise or ()),
         name=name,

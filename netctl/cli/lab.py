@@ -10,10 +10,11 @@ import attrs
 import typer
 
 from netctl.cli import output, target
-from netctl.cli.options import JsonOption, LabOption, examples
+from netctl.cli.options import JsonOption, LabOption, checked, examples
 from netctl.errors import RefusedError, UsageError
 from netctl.lab import registry
-from netctl.lab.topology import MAX_MTU, MAX_NODES, MIN_MTU, Wish
+from netctl.lab.topology import MAX_MTU, MAX_NODES, MIN_MTU, Wish, check_encapsulations
+from netctl.model import Encryption
 
 DirOption = Annotated[
     str | None,
@@ -32,7 +33,11 @@ def register(app: typer.Typer) -> None:
     group.command(
         "up",
         epilog=examples(
-            "netctl lab up", "netctl lab up --nodes 5 --docker", "netctl lab up --dir /srv/lab --mtu 9000"
+            "netctl lab up",
+            "netctl lab up --nodes 5 --docker",
+            "netctl lab up --dir /srv/lab --mtu 9000",
+            "netctl lab up --encapsulation vxlan,wireguard",
+            "netctl lab up --encryption required",
         ),
     )(up)
     group.command("down", epilog=examples("netctl lab down"))(down)
@@ -83,8 +88,22 @@ def up(
         typer.Option("--nodes", metavar="N", min=1, max=MAX_NODES, help="How many.", show_default="3"),
     ] = None,
     encapsulation: Annotated[
-        Literal["auto", "gre", "vxlan", "direct"] | None,
-        typer.Option("--encapsulation", help="Of the tunnels.", show_default="auto"),
+        str | None,
+        typer.Option(
+            "--encapsulation",
+            metavar="LIST",
+            show_default="auto",
+            help="Of the tunnels: auto, or some of gre, vxlan, wireguard and direct, best first, with commas "
+            "between.",
+        ),
+    ] = None,
+    encryption: Annotated[
+        Encryption | None,
+        typer.Option(
+            "--encryption",
+            show_default="off",
+            help="Of what passes between nodes; with required it goes by wireguard or not at all.",
+        ),
     ] = None,
     firewall: Annotated[
         Literal["auto", "nftables", "iptables"] | None,
@@ -112,7 +131,9 @@ def up(
 
     # Without --dir it is the default lab, whichever others are up.
     place = _wanted(context, directory) or str(registry.DEFAULT_LAB)
-    wish = Wish(nodes, encapsulation, firewall, mtu, outside or None, docker or None)
+    if encapsulation is not None:
+        checked(check_encapsulations, encapsulation)
+    wish = Wish(nodes, encapsulation, firewall, mtu, outside or None, docker or None, encryption)
     try:
         result = runner.up(place, wish, _tell)
     except KeyboardInterrupt:
@@ -155,6 +176,7 @@ def status(
     typer.echo(
         f"lab {result.directory}: {spec.nodes} nodes, encapsulation {spec.encapsulation}, "
         f"firewall {spec.firewall}, underlay MTU {spec.mtu}{', with Docker' if spec.docker else ''}"
+        f"{', encryption required' if spec.encryption == 'required' else ''}"
     )
     for process in result.processes:
         typer.echo(

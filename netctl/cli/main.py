@@ -16,6 +16,7 @@ from netctl.cli import (
     container,
     container_copy,
     container_run,
+    doctor,
     lab,
     node,
     output,
@@ -39,7 +40,7 @@ def _root(
     user joined, else the one lab that is up.
 
     Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 recorded but not applied everywhere in time;
-    that of `exec` is the command's own.
+    that of `exec` is the command's own, and `doctor` returns 1 where something fails.
     """
     del lab  # read by `target.lab_option`
 
@@ -60,7 +61,18 @@ def make_app() -> typer.Typer:
             "netctl --install-completion",
         )
     )(_root)
-    for noun in (container_run, container, container_copy, connection, node, account, status, lab, broker):
+    for noun in (
+        container_run,
+        container,
+        container_copy,
+        connection,
+        node,
+        account,
+        status,
+        doctor,
+        lab,
+        broker,
+    ):
         noun.register(app)
     return app
 

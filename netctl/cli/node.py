@@ -27,6 +27,7 @@ from netctl.wire.messages import (
     NodeDetail,
     NodeList,
     RemoveNode,
+    RotateNodeKey,
     ShowNode,
 )
 
@@ -43,6 +44,9 @@ def register(app: typer.Typer) -> None:
     group.command(
         "label", epilog=examples("netctl node label n1 disk=ssd zone=a", "netctl node label n1 zone-")
     )(label)
+    group.command(
+        "rotate-key", epilog=examples("netctl node rotate-key n1", "netctl node rotate-key n1 --timeout 60")
+    )(rotate_key)
     group.command("rm", epilog=examples("netctl node rm n1", "netctl node rm n1 --force"))(remove)
     app.add_typer(group, name="node")
 
@@ -61,7 +65,10 @@ def list_nodes(context: typer.Context, lab: LabOption = None, *, as_json: JsonOp
 def show(
     context: typer.Context, name: NodeArgument, lab: LabOption = None, *, as_json: JsonOption = False
 ) -> None:
-    """Show one node: its facts, its tunnels, and what it could not do."""
+    """Show one node: its facts, the ways to its peers as it finds them, and what it could not do.
+
+    Of each way: its encapsulation, whether the pair is routed along it, and what probes found.
+    """
     answer = target.ask(context, lab, ShowNode(name), NodeDetail, "the broker")
     output.show_record(output.node_detail_row(answer), as_json=as_json)
 
@@ -122,6 +129,23 @@ def label(
         )
     message = LabelNode(name, given, taken)
     output.show_done(target.ask(context, lab, message, Done, "the broker"), as_json=as_json)
+
+
+def rotate_key(
+    context: typer.Context,
+    name: NodeArgument,
+    *,
+    lab: LabOption = None,
+    timeout: TimeoutOption = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a node a new WireGuard key, while its traffic goes on; the old one is destroyed there.
+
+    The private half is made on the node and never leaves it. It is done once every peer sends to the new one.
+    """
+    message = RotateNodeKey(name, timeout)
+    answer = target.ask(context, lab, message, Done, f"{name} and its peers to take the new key")
+    output.show_done(answer, as_json=as_json)
 
 
 def remove(

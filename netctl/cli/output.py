@@ -21,6 +21,7 @@ from netctl.wire.messages import (
     Done,
     NodeDetail,
     NodeView,
+    PathView,
     WishView,
 )
 
@@ -79,6 +80,8 @@ def node_detail_row(detail: NodeDetail) -> Row:
         "last_seen": detail.last_seen,
         "labels": dict(detail.labels),
         "account": detail.account,
+        "mtu": detail.mtu,
+        "paths": detail.paths,
     }
 
 
@@ -133,7 +136,7 @@ def show_listing(rows: Sequence[Row], columns: Sequence[str], *, as_json: bool, 
     elif not rows:
         typer.echo(nothing, err=True)
     else:
-        _table(rows, columns)
+        show_table(rows, columns)
 
 
 def show_record(row: Row, *, as_json: bool) -> None:
@@ -161,7 +164,27 @@ def _connection_line(connection: Row) -> str:
     return printable(f"{connection['from']} -> {connection['to']} {ports} {connection['state']}")
 
 
-_LINES: Mapping[str, Callable[[Any], str]] = {"wishes": _wish_line, "connections": _connection_line}
+def _path_line(path: PathView) -> str:
+    """Return a way to a peer as a person reads it best."""
+    chosen = " (chosen)" if path.chosen else ""
+    return printable(f"{path.destination} by {path.encapsulation}{chosen}: {path_told(path)}")
+
+
+def path_told(path: PathView) -> str:
+    """Return what is known of a way: what fits through it, how long it takes, and what it loses."""
+    if path.state == "unknown":
+        return "not probed yet"
+    if path.state == "down":
+        return "down"
+    rtt = f"{path.rtt_ms:.2f} ms" if path.rtt_ms else "-"
+    return f"up, MTU {path.mtu or '-'}, {rtt}, {path.loss:.0%} lost"
+
+
+_LINES: Mapping[str, Callable[[Any], str]] = {
+    "wishes": _wish_line,
+    "connections": _connection_line,
+    "paths": _path_line,
+}
 
 
 def _told(key: str, value: Any) -> str:
@@ -189,7 +212,8 @@ def _cell(value: Any) -> str:
     return ", ".join(_cell(each) for each in value) or "-"
 
 
-def _table(rows: Sequence[Row], columns: Sequence[str]) -> None:
+def show_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Print rows as a table of `columns`."""
     # Imported here since most commands print no table and should start fast.
     from rich.console import Console  # noqa: PLC0415 - see above
     from rich.table import Table  # noqa: PLC0415 - the same

@@ -288,6 +288,7 @@ class _Lab:
                 directory,
                 listen=(self._plan.broker_endpoint, f"ipc://{self._plan.socket}"),
                 advertise=(self._plan.broker_endpoint,),
+                encryption=self._plan.spec.encryption,
             )
             file.touch(mode=0o600)
             file.write_text(text, encoding="ascii")

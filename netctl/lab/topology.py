@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import attrs
 import msgspec
@@ -19,14 +19,16 @@ import msgspec
 from netctl.errors import InvalidError, RefusedError
 from netctl.lab.engine import EngineFiles, engine_argv
 from netctl.lab.mounts import keeper_argv
-from netctl.model import BROKER_PORT
+from netctl.model import BROKER_PORT, Encryption
 
-EncapsulationChoice = Literal["auto", "gre", "vxlan", "direct"]
+ENCAPSULATIONS: Final = ("gre", "vxlan", "wireguard", "direct")
+EncapsulationChoice = Annotated[str, msgspec.Meta(max_length=64)]
+"""``auto``, or some of ENCAPSULATIONS, best first, with commas between; see `check_encapsulations`."""
 FirewallChoice = Literal["auto", "nftables", "iptables"]
 
 UNDERLAY_BRIDGE = "underlay"
 LINK = "eth0"
-"""Every host's link to the underlay."""
+"""Every host's link to the underlay. Nodes are told of it and not of its address, so that they may move."""
 PREFIX_LENGTH = 16
 BROKER_ADDRESS = "172.31.0.2"
 ROUTER_ADDRESS = "172.31.0.1"
@@ -53,6 +55,7 @@ class LabSpec:
         mtu: Bytes, of the underlay's links.
         outside: Whether there is a host outside, and a default route of the nodes to it.
         docker: Whether every node has a Docker engine of its own.
+        encryption: Given to the broker.
     """
 
     directory: Annotated[str, msgspec.Meta(max_length=MAX_DIRECTORY_BYTES)]
@@ -62,6 +65,7 @@ class LabSpec:
     mtu: Annotated[int, msgspec.Meta(ge=MIN_MTU, le=MAX_MTU)] = 1500
     outside: bool = False
     docker: bool = False
+    encryption: Encryption = "off"
 
     @property
     def root(self) -> Path:
@@ -79,6 +83,7 @@ class Wish:
     mtu: int | None = None
     outside: bool | None = None
     docker: bool | None = None
+    encryption: Encryption | None = None
 
 
 @attrs.frozen
@@ -148,6 +153,21 @@ class Topology:
         return tuple(name for name in self.hosts if name not in ("broker", "outside"))
 
 
+def check_encapsulations(text: str) -> str:
+    """Return `text` if it says which encapsulations agents may use.
+
+    Raises:
+        InvalidError: It does not.
+    """
+    words = text.split(",")
+    if text != "auto" and (len(set(words)) != len(words) or not set(words) <= set(ENCAPSULATIONS)):
+        raise InvalidError(
+            f"{text[:80]!r} names no encapsulations",
+            f"say auto, or some of {', '.join(ENCAPSULATIONS)}, each once, best first, with commas between",
+        )
+    return text
+
+
 def tag(directory: str) -> str:
     """Return the eight hexadecimal digits that tell this lab's namespaces from another's."""
     return hashlib.blake2b(directory.encode(), digest_size=4).hexdigest()
@@ -172,6 +192,7 @@ def settle(directory: str, wish: Wish, existing: LabSpec | None) -> LabSpec:
         msgspec.convert(attrs.asdict(spec), LabSpec)
     except msgspec.ValidationError as error:
         raise InvalidError(f"no such lab can be made: {error}", "see `netctl lab up --help`") from error
+    check_encapsulations(spec.encapsulation)
     longest = max(len(os.fsencode(path)) for path in _sockets(spec))
     if longest > MAX_SOCKET_PATH:
         raise InvalidError(
@@ -185,7 +206,7 @@ def settle(directory: str, wish: Wish, existing: LabSpec | None) -> LabSpec:
             f"the lab has {existing.nodes} nodes and does not shrink",
             "take it down first: `netctl lab down`",
         )
-    fixed = ("encapsulation", "firewall", "mtu", "outside", "docker")
+    fixed = ("encapsulation", "firewall", "mtu", "outside", "docker", "encryption")
     changed = [f"--{name}" for name in fixed if getattr(spec, name) != getattr(existing, name)]
     if changed:
         raise RefusedError(
@@ -267,7 +288,7 @@ def _node_programs(spec: LabSpec, host: Host) -> tuple[Program, ...]:
         "nodeagent", "run",
         "--dir", str(root / node / "state"),
         "--run-dir", str(root / node / "run"),
-        "--underlay", host.address,
+        "--underlay", LINK,
         "--encapsulation", spec.encapsulation,
         "--firewall", spec.firewall,
         "--process-engine", "--process-root",
@@ -309,7 +330,8 @@ def join_command(topology: Topology, node: str, invite: str) -> tuple[str, ...]:
         "--name", node,
         "--dir", str(root / node / "state"),
         "--run-dir", str(root / node / "run"),
-        "--underlay", topology.hosts[node].address,
+        "--underlay", LINK,
+        "--encapsulation", topology.spec.encapsulation,
     )  # fmt: skip
 
 
