@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ import pytest
 
 from firewall_rules.backends.base import FirewallError
 from firewall_rules.backends.nftables import NftablesHostBackend
+from firewall_rules.names import OUTER_MARK
 from firewall_rules.policy import HostPolicy, Pair, TunnelPolicy
 from tests.support.host_net import (
     BRIDGE_MAC,
@@ -401,6 +403,87 @@ def test_a_tunnel_that_nobody_knows_brings_nothing(host: Host) -> None:
     assert passes(udp_passes, net.far, net.one, ONE, 80)
 
 
+VXLAN_POLICY = TunnelPolicy("nctv0a020000", "10.2.0.0/16", "vxlan", WORLD, vni=17)
+
+
+def test_a_way_that_is_not_routed_brings_nothing_of_the_peers_block(host: Host) -> None:
+    net = host.net
+    host.install()
+    assert passes(udp_passes, net.far, net.one, ONE, 80), "the control: it passes where it is routed"
+    host.update(tunnels=[attrs.evolve(TUNNEL_POLICY, routed=False)])
+    for source, target in ((FAR, ONE), (FAR_ROUTER, ONE)):
+        assert not arrives(net.one, "eth0", from_tunnel(net, source, target), BLOCKED_AFTER)
+    assert not tcp_passes(net.one, net.far, FAR, 80)
+    # Its outer packets come in as before, and nobody else's.
+    payload = struct.pack("!HH", 0, IPV4) + MARKER
+    assert outer_heard(net, WORLD, 47, payload, PASSES_WITHIN)
+    assert not outer_heard(net, "192.0.2.66", 47, payload, BLOCKED_AFTER)
+    host.update(tunnels=[TUNNEL_POLICY])
+    assert passes(udp_passes, net.far, net.one, ONE, 80)
+
+
+def test_a_pair_changes_its_way_by_its_own_elements_alone(
+    host: Host, namespaces: Callable[[], Namespace]
+) -> None:
+    net, behind_other = host.net, namespaces()
+    veth(net.node, VXLAN_POLICY.device, behind_other, "eth0")
+    net.node.ip("link", "set", VXLAN_POLICY.device, "up")
+    address(behind_other, "eth0", f"{FAR}/16")
+    frame = ethernet(
+        link_mac(net.node, VXLAN_POLICY.device), link_mac(behind_other, "eth0"), IPV4, marked(FAR, ONE)
+    )
+
+    def by_gre(seconds: float) -> bool:
+        return arrives(net.one, "eth0", from_tunnel(net, FAR, ONE), seconds)
+
+    def by_vxlan(seconds: float) -> bool:
+        return arrives(net.one, "eth0", lambda: send_frames(behind_other, "eth0", [frame]), seconds)
+
+    host.install(
+        attrs.evolve(POLICY, tunnels=frozenset({TUNNEL_POLICY, attrs.evolve(VXLAN_POLICY, routed=False)}))
+    )
+    assert by_gre(PASSES_WITHIN)
+    assert not by_vxlan(BLOCKED_AFTER)
+    host.update(
+        tunnels=[VXLAN_POLICY, attrs.evolve(TUNNEL_POLICY, routed=False)],
+        tunnels_removed=[TUNNEL_POLICY, attrs.evolve(VXLAN_POLICY, routed=False)],
+    )
+    assert not by_gre(BLOCKED_AFTER)
+    assert by_vxlan(PASSES_WITHIN)
+    assert passes(udp_passes, net.one, net.two, TWO, 80)
+
+
+def test_while_a_key_is_rotated_a_peer_speaks_by_either_link_and_for_its_block_alone(
+    host: Host, namespaces: Callable[[], Namespace]
+) -> None:
+    net = host.net
+    behind = {}
+    for device in ("nctw0", "nctw1"):
+        behind[device] = namespaces()
+        veth(net.node, device, behind[device], "eth0")
+        net.node.ip("link", "set", device, "up")
+        address(behind[device], "eth0", f"{FAR}/16")
+
+    def sent(device: str, source: str) -> Callable[[], None]:
+        far = behind[device]
+        frame = ethernet(link_mac(net.node, device), link_mac(far, "eth0"), IPV4, marked(source, ONE))
+        return lambda: send_frames(far, "eth0", [frame])
+
+    old = TunnelPolicy("nctw0", "10.2.0.0/16", "wireguard", WORLD)
+    new = attrs.evolve(old, device="nctw1")
+    third = "10.3.0.5"
+    host.install(attrs.evolve(POLICY, pairs=frozenset({Pair(ONE, FAR), Pair(ONE, third)})))
+    for device in behind:
+        assert not arrives(net.one, "eth0", sent(device, FAR), BLOCKED_AFTER)
+    host.update(tunnels=[old, new], tunnels_removed=[TUNNEL_POLICY])
+    for device in behind:
+        assert arrives(net.one, "eth0", sent(device, FAR), PASSES_WITHIN)
+        assert not arrives(net.one, "eth0", sent(device, third), BLOCKED_AFTER)
+    host.update(tunnels_removed=[old])
+    assert not arrives(net.one, "eth0", sent("nctw0", FAR), BLOCKED_AFTER)
+    assert arrives(net.one, "eth0", sent("nctw1", FAR), PASSES_WITHIN)
+
+
 def error_about(source: str, target: str) -> bytes:
     about = ipv4(source, target, UDP, udp(9000, 7777, b"12345678"))
     head = struct.pack("!BBHHH", 3, 4, 0, 0, 1300)
@@ -520,12 +603,16 @@ def test_direct_takes_a_block_from_its_peers_mac_alone(host: Host) -> None:
 
     assert arrives(net.one, "eth0", sent(peer_mac, "10.4.0.2", ONE), PASSES_WITHIN)
     assert not arrives(net.one, "eth0", sent("02:00:00:00:00:63", "10.4.0.2", ONE), BLOCKED_AFTER)
+    assert "10.4.0.2" not in net.node.run("conntrack", "-L")
     with net.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("", 9999))
         sent(peer_mac, "10.4.0.2", NODE)()
         assert not readable(receiver, BLOCKED_AFTER)
         sent(peer_mac, WORLD, NODE)()
         assert readable(receiver, PASSES_WITHIN), "the control: the peer node itself is not its containers"
+    # A peer that may go this way, and goes another one.
+    host.update(tunnels=[attrs.evolve(direct, routed=False)])
+    assert not arrives(net.one, "eth0", sent(peer_mac, "10.4.0.2", ONE), BLOCKED_AFTER)
 
 
 def outer_heard(net: HostNet, source: str, protocol: int, payload: bytes, seconds: float) -> bool:
@@ -577,6 +664,139 @@ def test_vxlan_is_taken_from_a_peer_with_its_own_vni_alone(host: Host) -> None:
     assert outer_heard(net, stranger, UDP, datagram(17, 4789), PASSES_WITHIN), (
         "another port is someone else's"
     )
+
+
+WIREGUARD = TunnelPolicy("nctw0", "10.2.0.0/16", "wireguard", WORLD)
+WIREGUARD_POLICY = attrs.evolve(
+    POLICY, tunnels=frozenset({WIREGUARD}), wireguard_ports=frozenset({51820, 51821})
+)
+
+
+def test_wireguard_is_reached_by_peers_alone(host: Host) -> None:
+    net = host.net
+    stranger = "192.0.2.66"
+
+    def datagram(port: int) -> bytes:
+        return udp(51820, port, MARKER)
+
+    host.install()
+    for port in (51820, 51821):
+        assert outer_heard(net, stranger, UDP, datagram(port), PASSES_WITHIN), (
+            "the control: not ours to close"
+        )
+    host.install(WIREGUARD_POLICY)
+    for port in (51820, 51821):
+        assert outer_heard(net, WORLD, UDP, datagram(port), PASSES_WITHIN)
+        assert not outer_heard(net, stranger, UDP, datagram(port), BLOCKED_AFTER)
+    assert outer_heard(net, stranger, UDP, datagram(51822), PASSES_WITHIN), "another port is someone else's"
+    host.update(tunnels=[attrs.evolve(WIREGUARD, encapsulation="gre")])
+    assert not outer_heard(net, WORLD, UDP, datagram(51820), BLOCKED_AFTER), "a peer, and by gre alone"
+
+
+def test_wireguard_is_not_reached_over_ipv6(host: Host) -> None:
+    net = host.net
+    address(net.node, "eth0", "fd00::1/64")
+    address(net.world, "eth0", "fd00::9/64")
+
+    def heard(port: int, seconds: float) -> bool:
+        with (
+            net.node.socket(socket.AF_INET6, socket.SOCK_DGRAM) as receiver,
+            net.world.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender,
+        ):
+            receiver.bind(("::", port))
+            sender.sendto(MARKER, ("fd00::1", port))
+            return readable(receiver, seconds)
+
+    assert heard(51820, PASSES_WITHIN), "the control: it arrives without our rules"
+    host.install(WIREGUARD_POLICY)
+    assert not heard(51820, BLOCKED_AFTER)
+    assert heard(51822, PASSES_WITHIN)
+
+
+def test_what_carries_a_tunnel_is_not_tracked(host: Host) -> None:
+    net = host.net
+
+    def both_ways(port: int) -> None:
+        with (
+            net.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as own,
+            net.world.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer,
+        ):
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, OUTER_MARK)
+            own.bind((NODE, port))
+            peer.bind((WORLD, port))
+            own.sendto(MARKER, (WORLD, port))
+            assert readable(peer, PASSES_WITHIN)
+            peer.sendto(MARKER, (NODE, port))
+            assert readable(own, PASSES_WITHIN)
+
+    def tracked(port: int) -> bool:
+        return f"dport={port}" in net.node.run("conntrack", "-L", "-p", "udp")
+
+    host.install(WIREGUARD_POLICY)
+    for port in (51820, 51821):
+        both_ways(port)
+        assert not tracked(port)
+    both_ways(51822)
+    assert tracked(51822), "the control: everything else is"
+
+
+MOVES: dict[str, tuple[TunnelPolicy, int, bytes]] = {
+    "gre": (TUNNEL_POLICY, 47, struct.pack("!HH", 0, IPV4) + MARKER),
+    "vxlan": (VXLAN_POLICY, UDP, udp(5555, 4789, struct.pack("!II", 0x08000000, 17 << 8) + MARKER)),
+    "wireguard": (WIREGUARD, UDP, udp(51820, 51820, MARKER)),
+}
+MOVED_TO, NOBODY = "192.0.2.10", "192.0.2.66"
+
+
+@pytest.mark.parametrize("way", MOVES)
+def test_a_peer_that_moved_is_heard_where_it_is_and_nowhere_else(host: Host, way: str) -> None:
+    net = host.net
+    tunnel, protocol, payload = MOVES[way]
+    host.install(attrs.evolve(WIREGUARD_POLICY, tunnels=frozenset({tunnel})))
+    assert outer_heard(net, WORLD, protocol, payload, PASSES_WITHIN)
+    host.update(tunnels=[attrs.evolve(tunnel, outer=MOVED_TO)])
+    assert outer_heard(net, MOVED_TO, protocol, payload, PASSES_WITHIN)
+    assert not outer_heard(net, WORLD, protocol, payload, BLOCKED_AFTER)
+    assert host.read() == attrs.evolve(
+        WIREGUARD_POLICY, tunnels=frozenset({attrs.evolve(tunnel, outer=MOVED_TO)})
+    )
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["its-elements", "all-rules"])
+@pytest.mark.parametrize("way", MOVES)
+def test_while_a_peer_moves_nothing_opens(host: Host, way: str, *, whole: bool) -> None:
+    net = host.net
+    tunnel, protocol, payload = MOVES[way]
+    at = [attrs.evolve(tunnel, outer=outer) for outer in (WORLD, MOVED_TO)]
+    policies = [attrs.evolve(WIREGUARD_POLICY, tunnels=frozenset({one})) for one in at]
+    ends = link_mac(net.node, "eth0"), link_mac(net.world, "eth0")
+    forged = ethernet(*ends, IPV4, ipv4(NOBODY, NODE, protocol, payload))
+    host.install(policies[0])
+    sent, ended = 0, threading.Event()
+
+    def send() -> None:
+        nonlocal sent
+        while not ended.is_set():
+            send_frames(net.world, "eth0", [forged] * 50)
+            sent += 50
+
+    with net.node.socket(socket.AF_INET, socket.SOCK_RAW, protocol) as receiver:
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            for turn in range(1, 21):
+                before = sent
+                if whole:
+                    host.install(policies[turn % 2])
+                else:
+                    host.update(tunnels=[at[turn % 2]], tunnels_removed=[at[1 - turn % 2]])
+                wait_for(lambda before=before: sent > before, what="more of what is forged")
+        finally:
+            ended.set()
+            sender.join()
+        assert not readable(receiver, BLOCKED_AFTER)
+        assert sent >= 1000
+    assert outer_heard(net, WORLD, protocol, payload, PASSES_WITHIN)
 
 
 # What is not ours
@@ -687,6 +907,37 @@ def test_what_was_installed_and_changed_is_in_force(host: Host) -> None:
     host.remove()
     host.remove()
     assert net.node.run("nft", "list", "tables").split() == ["table", "ip", "someone-elses"]
+
+
+def test_ways_that_share_elements_are_told_apart(host: Host) -> None:
+    net = host.net
+    ways = frozenset(
+        {
+            TUNNEL_POLICY,
+            attrs.evolve(VXLAN_POLICY, routed=False),
+            attrs.evolve(WIREGUARD, routed=False),
+            attrs.evolve(WIREGUARD, device="nctw1", routed=False),
+            TunnelPolicy(
+                "eth0", "10.2.0.0/16", "direct", WORLD, mac=link_mac(net.world, "eth0"), routed=False
+            ),
+        }
+    )
+    wanted = attrs.evolve(WIREGUARD_POLICY, tunnels=ways)
+    host.install(wanted)
+    net.node.nft("add table ip someone-elses")
+    assert host.read() == wanted
+    host.update(tunnels_removed=[attrs.evolve(WIREGUARD, device="nctw1")])
+    wanted = attrs.evolve(wanted, tunnels=frozenset(one for one in ways if one.device != "nctw1"))
+    net.node.nft("add chain ip someone-elses c")
+    assert host.read() == wanted
+    assert not host.drifted()
+    net.node.nft(f"delete element inet netctl wireguard_peers {{ {WORLD} }}")
+    assert host.drifted()
+    assert host.read() == attrs.evolve(
+        wanted, tunnels=frozenset(one for one in wanted.tunnels if one.encapsulation != "wireguard")
+    )
+    net.node.nft(f"delete element inet netctl gre_peers {{ {WORLD} }}")
+    assert host.read() is None, "the rest of it stands, and nothing says so"
 
 
 def test_a_change_that_is_refused_changes_nothing(host: Host) -> None:
