@@ -7,8 +7,9 @@ from pathlib import Path
 
 from netctl.broker.commands import AddInvite, AttachContainer, EnrolNode
 from netctl.broker.journal import Journal
+from netctl.broker.rows import Meta
 from netctl.broker.state import empty
-from netctl.broker.store import Meta, Store
+from netctl.broker.store import Store
 from netctl.model import DockerContainer, NodeFacts
 
 SUPERNET, BLOCK_SIZE = "10.0.0.0/8", 16

@@ -78,6 +78,8 @@ DEFAULT_BLOCK_SIZE = 16
 BROKER_PORT = 2020
 VXLAN_PORT = 4789
 """UDP port of VXLAN (RFC 7348) unless `broker init` says another."""
+WIREGUARD_PORTS = (51820, 51821)
+"""UDP ports of a node's WireGuard links; a key of generation g has the one at g % 2."""
 
 
 def check_name(text: str, what: str = "name") -> str:

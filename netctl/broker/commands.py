@@ -10,6 +10,7 @@ from typing import Literal
 
 import attrs
 
+from netctl.broker.overlay import Choice
 from netctl.model import DockerContainer, NodeFacts, Port, Workload
 
 
@@ -132,6 +133,36 @@ class TopUpLeases:
 
 
 @attrs.frozen
+class SetPairs:
+    """By what their nodes report, pairs of nodes are to use something else from now on.
+
+    Attributes:
+        pairs: Two nodes, and what they are to use.
+    """
+
+    pairs: tuple[tuple[str, str, Choice], ...]
+
+
+@attrs.frozen
+class StartRotation:
+    """Give a node a new WireGuard key."""
+
+    node: str
+
+
+@attrs.frozen
+class AdvanceRotation:
+    """Take the next step with the new key of a node, if that can be taken.
+
+    Attributes:
+        ready: Nodes with a live session.
+    """
+
+    node: str
+    ready: frozenset[str]
+
+
+@attrs.frozen
 class AddContainer:
     """Record a container.
 
@@ -200,10 +231,15 @@ class DropConnections:
 
 @attrs.frozen
 class Acknowledge:
-    """A node has applied a revision of this epoch without errors: what was held for it may be free."""
+    """A node has applied a revision of this epoch: what was held for it may be free.
+
+    Attributes:
+        failed: What it could not do: names of containers and peers, or an empty one for the node itself.
+    """
 
     node: str
     revision: int
+    failed: frozenset[str] = frozenset()
 
 
 @attrs.frozen
@@ -213,6 +249,7 @@ class Expire:
 
 Command = (
     AddInvite | EnrolUser | EnrolNode | UpdateFacts | SetDraining | RemoveNode | BindNode | LabelNode
+    | SetPairs | StartRotation | AdvanceRotation
     | AttachContainer | DetachContainer | SyncContainers | LeaseAddress | TopUpLeases
     | AddContainer | SetWanted | DropContainer | AddConnections | DropConnections | Acknowledge | Expire
 )  # fmt: skip

@@ -23,8 +23,11 @@ from netctl.broker.snapshot import (
     Invite,
     Lease,
     Node,
+    Pair,
+    PairKey,
     Put,
     Record,
+    Rotation,
     ServiceKey,
     Snapshot,
 )
@@ -47,21 +50,17 @@ def _without(index: Map[K, Map[M, None]], key: K, member: M) -> Map[K, Map[M, No
     return index.set(key, rest) if rest else index.delete(key)
 
 
-def identity_of(record: Record) -> str | ConnectionKey:
+def identity_of(record: Record) -> str | ConnectionKey | PairKey:
     """Return what tells a record from the others of its type: two of the same identity are one record."""
     match record:
         case Account() | Node():
             return record.name
         case Container():
             return record.id
-        case Connection():
+        case Connection() | Pair():
             return record.key
-        case Invite():
-            return record.token_hash
-        case Held():
-            return record.subject
-        case Lease():
-            return record.address
+        case Invite(identity) | Held(identity) | Lease(identity) | Rotation(identity):
+            return identity
 
 
 def service_key(record: Container) -> ServiceKey | None:
@@ -104,6 +103,8 @@ class Draft:
         self.invites = base.invites
         self.held = base.held
         self.leases = base.leases
+        self.node_pairs = base.node_pairs
+        self.rotations = base.rotations
         self.containers_of = base.containers_of
         self.connections_of = base.connections_of
         self.addresses = base.addresses
@@ -113,6 +114,7 @@ class Draft:
         self.expiring = base.expiring
         self.awaiting = base.awaiting
         self.leases_of = base.leases_of
+        self.node_pairs_of = base.node_pairs_of
         self.wishes = base.wishes
         self.services = base.services
         self.cursors = base.cursors
@@ -145,6 +147,8 @@ class Draft:
             invites=self.invites,
             held=self.held,
             leases=self.leases,
+            node_pairs=self.node_pairs,
+            rotations=self.rotations,
             containers_of=self.containers_of,
             connections_of=self.connections_of,
             addresses=self.addresses,
@@ -154,6 +158,7 @@ class Draft:
             expiring=self.expiring,
             awaiting=self.awaiting,
             leases_of=self.leases_of,
+            node_pairs_of=self.node_pairs_of,
             wishes=self.wishes,
             services=self.services,
             cursors=self.cursors,
@@ -187,6 +192,10 @@ class Draft:
             case Lease():
                 self.leases = self.leases.set(record.address, record)
                 self.leases_of = _with(self.leases_of, record.node, record.address)
+            case Pair():
+                self._index_pair(record)
+            case Rotation():
+                self.rotations = self.rotations.set(record.node, record)
 
     def delete(self, record: Record) -> None:
         """Take a record out. What it names, and what names it, is the caller's to care for."""
@@ -203,12 +212,14 @@ class Draft:
             case Invite():
                 self.invites = self.invites.delete(record.token_hash)
             case Held():
-                self.held = self.held.delete(record.subject)
-                for node in record.awaiting:
-                    self.awaiting = _without(self.awaiting, node, record.subject)
+                self._delete_held(record)
             case Lease():
                 self.leases = self.leases.delete(record.address)
                 self.leases_of = _without(self.leases_of, record.node, record.address)
+            case Pair():
+                self._delete_pair(record)
+            case Rotation():
+                self.rotations = self.rotations.delete(record.node)
         self._note(Delete(record))
 
     def unsettled(self, container: str) -> Map[str, int]:
@@ -239,6 +250,8 @@ class Draft:
             Invite: base.invites,
             Held: base.held,
             Lease: base.leases,
+            Pair: base.node_pairs,
+            Rotation: base.rotations,
         }
         return identity_of(record) in of_its_kind[type(record)]
 
@@ -289,6 +302,21 @@ class Draft:
         for node in record.awaiting:
             self.awaiting = _with(self.awaiting, node, record.subject)
         self.held = self.held.set(record.subject, record)
+
+    def _delete_held(self, record: Held) -> None:
+        self.held = self.held.delete(record.subject)
+        for node in record.awaiting:
+            self.awaiting = _without(self.awaiting, node, record.subject)
+
+    def _index_pair(self, record: Pair) -> None:
+        self.node_pairs = self.node_pairs.set(record.key, record)
+        for node in record.key:
+            self.node_pairs_of = _with(self.node_pairs_of, node, record.key)
+
+    def _delete_pair(self, record: Pair) -> None:
+        self.node_pairs = self.node_pairs.delete(record.key)
+        for node in record.key:
+            self.node_pairs_of = _without(self.node_pairs_of, node, record.key)
 
     def _delete_node(self, record: Node) -> None:
         self.nodes = self.nodes.delete(record.name)

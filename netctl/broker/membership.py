@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-from netctl.broker import holding, ipam, leasing, lookup, overlay
+from netctl.broker import holding, ipam, leasing, lookup, overlay, pairing, rotating
 from netctl.broker.commands import (
     AddInvite,
     EnrolNode,
@@ -27,7 +27,7 @@ from netctl.errors import (
     RefusedError,
     UnauthorisedError,
 )
-from netctl.model import NodeFacts, check_name
+from netctl.model import check_name
 
 MOST_LABELS = 64
 """Labels of one node."""
@@ -68,13 +68,14 @@ def enrol_node(draft: Draft, command: EnrolNode) -> Outcome:
 
     Raises:
         UnauthorisedError: The invite is unknown, used, expired, or for something else.
-        InvalidError: The name is no DNS label, or the underlay's MTU is too small.
-        ExistsError: The name, the key or the underlay address is taken.
+        InvalidError: The name is no DNS label, the underlay's MTU is too small, or its WireGuard ends
+            contradict each other.
+        ExistsError: The name, the key, the underlay address or a WireGuard key is taken.
         RefusedError: A network of the host overlaps a block already given, or every free block collides.
         ExhaustedError: No block is left.
     """
     invite = _admit(draft, command, "node")
-    _check_facts(draft, command.name, command.facts)
+    overlay.check_facts(draft.base, command.name, command.facts)
     index, block = ipam.give_block(draft.base, command.name, command.facts)
     node = Node(command.name, index, block, command.key, attrs.evolve(command.facts), revision=draft.revision)
     draft.put(node)
@@ -92,15 +93,16 @@ def update_facts(draft: Draft, command: UpdateFacts) -> Outcome:
 
     Raises:
         NotFoundError: No node is called so.
-        InvalidError: The underlay's MTU is too small.
-        ExistsError: Another node has the underlay address.
+        InvalidError: The underlay's MTU is too small, or its WireGuard ends contradict each other.
+        ExistsError: Another node has the underlay address, or a WireGuard key of it.
     """
     node = lookup.node(draft, command.node)
     if node.facts == command.facts:
         return Outcome()
-    _check_facts(draft, command.node, command.facts)
+    overlay.check_facts(draft.base, command.node, command.facts)
     node = attrs.evolve(node, facts=command.facts)
     draft.put(node)
+    pairing.settle(draft, node)
     leasing.top_up(draft, node)
     return Outcome()
 
@@ -178,6 +180,8 @@ def remove_node(draft: Draft, command: RemoveNode) -> Outcome:
         # Its address needs no hold of its own: it lies in the block, which is held.
         draft.delete(container)
     leasing.drop(draft, node)
+    pairing.drop(draft, node)
+    rotating.drop(draft, node)
     if not node.removing:
         everyone = frozenset(draft.nodes.keys())
         holding.hold(draft, node.block, node.name, everyone)
@@ -223,14 +227,3 @@ def _check_free_name(draft: Draft, kind: Literal["user", "node"], name: str) -> 
             f"choose another name, or remove that one with `netctl node rm {name}`",
             (name,),
         )
-
-
-def _check_facts(draft: Draft, name: str, facts: NodeFacts) -> None:
-    overlay.check_mtu(facts)
-    for other in draft.nodes.values():
-        if other.facts.underlay == facts.underlay and other.name != name:
-            raise ExistsError(
-                f"underlay address {facts.underlay} is that of node {other.name} already",
-                f"choose another with `--underlay`, or remove that node with `netctl node rm {other.name}`",
-                (other.name,),
-            )

@@ -19,6 +19,9 @@ from netctl.broker.snapshot import (
     Container,
     Lease,
     Node,
+    Pair,
+    PairKey,
+    Rotation,
     Snapshot,
 )
 from netctl.model import NodeDelta, NodeState, Peer, Permit, PlacedContainer
@@ -64,9 +67,11 @@ def deltas(before: Snapshot, after: Snapshot, changes: Iterable[Change]) -> dict
     containers: set[str] = set()
     connections: set[ConnectionKey] = set()
     leases: set[str] = set()
+    changes = tuple(changes)
+    pairs = {change.record.key for change in changes if isinstance(change.record, Pair)}
     for change in changes:
         match change.record:
-            case Node(name=name):
+            case Node(name=name) | Rotation(node=name):
                 nodes.add(name)
             case Container(id=container):
                 containers.add(container)
@@ -87,6 +92,7 @@ def deltas(before: Snapshot, after: Snapshot, changes: Iterable[Change]) -> dict
     for address in leases:
         gathered.lease(address)
     gathered.nodes(nodes)
+    gathered.pairs(pairs)
     return gathered.deltas()
 
 
@@ -126,6 +132,7 @@ class _Gathered:
         self._after = after
         self._parts: dict[str, _Parts] = {}
         self._whole: dict[str, NodeDelta] = {}
+        self._compared: set[tuple[str, str]] = set()
 
     def deltas(self) -> dict[str, NodeDelta]:
         found = {name: parts.delta() for name, parts in self._parts.items()} | self._whole
@@ -162,39 +169,47 @@ class _Gathered:
                 self._of(new.node).reserve.append(address)
 
     def nodes(self, touched: set[str]) -> None:
-        changed = {
-            name: (old, new)
-            for name in touched
-            if _visible(old := self._before.nodes.get(name)) != _visible(new := self._after.nodes.get(name))
-        }
-        if not changed:
+        changed = {name for name in touched if _visible(self._before, name) != _visible(self._after, name)}
+        if not touched:
             return
-        closed_before, closed_after = overlay.closed(self._before), overlay.closed(self._after)
-        for name, own in self._after.nodes.items():
-            was = self._before.nodes.get(name)
-            if was is None or (own.removing and name not in changed):
+        closed_after = overlay.closed(self._after)
+        closed_before = overlay.closed(self._before) if changed else closed_after
+        # What only a node itself sees of its own change leaves all others alone.
+        concerned: Iterable[str] = self._after.nodes if changed else touched
+        for name in concerned:
+            own, was = self._after.nodes.get(name), self._before.nodes.get(name)
+            if own is None or was is None or (own.removing and name not in changed):
                 continue
             if own.removing:
                 delta = _difference(node_state(self._before, name), node_state(self._after, name))
                 if delta != NodeDelta():
                     self._whole[name] = delta
                 continue
-            if closed_before != closed_after or name in changed:
+            if closed_before != closed_after or name in touched:
                 header = _header(self._after, own, closed_after)
                 if header != _header(self._before, was, closed_before):
                     self._of(name).header = header
-            others = set(changed) if name not in changed else {*self._after.nodes, *changed}
-            for other in others:
-                if other != name:
-                    self._peer(was, own, other)
+            others = changed if name not in changed else {*self._after.nodes, *changed}
+            self._compared.update((name, other) for other in others if other != name)
+        for one, other in self._compared:
+            self._peer(one, other)
 
-    def _peer(self, was: Node, own: Node, other: str) -> None:
+    def pairs(self, touched: set[PairKey]) -> None:
+        for one, other in touched:
+            for way in ((one, other), (other, one)):
+                if way not in self._compared and way[0] not in self._whole:
+                    self._peer(*way)
+
+    def _peer(self, name: str, other: str) -> None:
+        was, own = self._before.nodes.get(name), self._after.nodes.get(name)
+        if was is None or own is None or own.removing:
+            return
         old = _peer_of(self._before, was, other)
         new = _peer_of(self._after, own, other)
         if new is None and old is not None:
-            self._of(own.name).peers_removed.append(other)
+            self._of(name).peers_removed.append(other)
         elif new is not None and new != old:
-            self._of(own.name).peers.append(new)
+            self._of(name).peers.append(new)
 
     def _lasts(self, name: str) -> bool:
         return name in self._before.nodes and name in self._after.nodes
@@ -247,6 +262,9 @@ def _header(snapshot: Snapshot, own: Node, closed: tuple[str, ...]) -> NodeState
         encapsulation=overlay.own_mode(snapshot, own),
         mtu=overlay.own_mtu(snapshot, own),
         closed=() if own.removing else closed,
+        vxlan_port=snapshot.vxlan_port,
+        encryption=snapshot.encryption,
+        wireguard_generations=overlay.wireguard_generations(snapshot, own),
     )
 
 
@@ -261,8 +279,9 @@ def _peer_of(snapshot: Snapshot, own: Node, name: str) -> Peer | None:
     return None if other is None or other.removing else overlay.peer(snapshot, own, other)
 
 
-def _visible(node: Node | None) -> tuple[object, ...] | None:
-    """Return what other nodes, and the node itself, can see of a node in their desired states."""
+def _visible(snapshot: Snapshot, name: str) -> tuple[object, ...] | None:
+    """Return what other nodes can see of a node in their desired states."""
+    node = snapshot.nodes.get(name)
     if node is None:
         return None
     facts = node.facts
@@ -274,6 +293,7 @@ def _visible(node: Node | None) -> tuple[object, ...] | None:
         facts.underlay_mac,
         facts.underlay_mtu,
         facts.encapsulations,
+        overlay.wireguard_end(snapshot, node),
     )
 
 

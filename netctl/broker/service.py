@@ -18,17 +18,29 @@ from netctl.broker import nodes, users
 from netctl.broker.commands import AddInvite
 from netctl.broker.hub import About, Handler, Hub
 from netctl.broker.journal import Journal
+from netctl.broker.rows import Meta
 from netctl.broker.server import Server
 from netctl.broker.sessions import Limits
-from netctl.broker.snapshot import Snapshot
+from netctl.broker.snapshot import DEFAULT_ORDER, Snapshot
 from netctl.broker.state import decide, empty, load
-from netctl.broker.store import Meta, Store
+from netctl.broker.store import Store
+from netctl.errors import InvalidError
 from netctl.log import get_logger, setup
-from netctl.model import BROKER_PORT, DEFAULT_BLOCK_SIZE, DEFAULT_SUPERNET, check_name
+from netctl.model import (
+    BROKER_PORT,
+    DEFAULT_BLOCK_SIZE,
+    DEFAULT_SUPERNET,
+    VXLAN_PORT,
+    WIREGUARD_PORTS,
+    Encapsulation,
+    Encryption,
+    check_name,
+)
 from netctl.wire import invite
 from netctl.wire.identity import KeyPair, check_address
 from netctl.wire.session import Role
 
+_LAST_PORT: Final = 65535
 DEFAULT_LISTEN: Final = (f"tcp://0.0.0.0:{BROKER_PORT}",)
 
 
@@ -41,6 +53,9 @@ def init(
     advertise: tuple[str, ...] = (),
     name: str = "admin",
     ttl: int = 3600,
+    encapsulations: tuple[Encapsulation, ...] = DEFAULT_ORDER,
+    encryption: Encryption = "off",
+    vxlan_port: int = VXLAN_PORT,
 ) -> str:
     """Make a broker's directory and return the first invite: a user's, with the name given.
 
@@ -53,16 +68,28 @@ def init(
             address they are at, else this host's own address.
         name: Of the first account.
         ttl: Seconds the invite is good for.
+        encapsulations: What pairs of nodes may use, best first.
+        encryption: ``required``: nothing but wireguard, never in plain text.
+        vxlan_port: UDP port of VXLAN, on every node.
 
     Raises:
         ExistsError: There is a broker in that directory.
-        InvalidError: A value is of the wrong form, or no address to advertise can be told.
+        InvalidError: A value is of the wrong form, no address to advertise can be told, or no pair of nodes
+            could carry anything.
     """
     check_name(name)
+    _check_tunnels(encapsulations, encryption, vxlan_port)
     for endpoint in (*listen, *advertise):
         check_address(endpoint)
     settings = place.Settings(listen, advertise or place.advertised(listen, _own_address()))
-    start = empty(supernet, block_size, closed=place.closed_networks(settings))
+    start = empty(
+        supernet,
+        block_size,
+        closed=place.closed_networks(settings),
+        encapsulations=encapsulations,
+        encryption=encryption,
+        vxlan_port=vxlan_port,
+    )
     keys = KeyPair.generate()
     now = time.time()
     first = invite.Invite(
@@ -174,12 +201,48 @@ def _open(store: Store, closed: tuple[str, ...]) -> Journal:
     if meta.closed != closed:
         store.set_closed(closed, before=(meta.epoch, meta.revision))
         meta = attrs.evolve(meta, closed=closed, revision=meta.revision + 1)
-    snapshot = load(meta.epoch, meta.revision, meta.supernet, meta.block_size, meta.closed, records)
+    snapshot = load(
+        meta.epoch,
+        meta.revision,
+        meta.supernet,
+        meta.block_size,
+        meta.closed,
+        records,
+        encapsulations=meta.encapsulations,
+        encryption=meta.encryption,
+        vxlan_port=meta.vxlan_port,
+    )
     return Journal(store, snapshot, answers)
 
 
 def _meta(snapshot: Snapshot) -> Meta:
-    return Meta(snapshot.epoch, snapshot.revision, snapshot.supernet, snapshot.block_size, snapshot.closed)
+    return Meta(
+        snapshot.epoch,
+        snapshot.revision,
+        snapshot.supernet,
+        snapshot.block_size,
+        snapshot.closed,
+        snapshot.encapsulations,
+        snapshot.encryption,
+        snapshot.vxlan_port,
+    )
+
+
+def _check_tunnels(
+    encapsulations: tuple[Encapsulation, ...], encryption: Encryption, vxlan_port: int
+) -> None:
+    known = set(encapsulations) & {"direct", "gre", "vxlan", "wireguard"}
+    if not encapsulations or len(known) < len(encapsulations):
+        raise InvalidError(
+            f"{','.join(encapsulations)!r} is no order of encapsulations",
+            f"name some of {','.join(DEFAULT_ORDER)}, each once, best first",
+        )
+    if encryption == "required" and "wireguard" not in known:
+        raise InvalidError("encryption is required, and wireguard not allowed", "allow wireguard")
+    if not 1 <= vxlan_port <= _LAST_PORT:
+        raise InvalidError(f"{vxlan_port} is no UDP port", f"use a port from 1 to {_LAST_PORT}")
+    if vxlan_port in WIREGUARD_PORTS:
+        raise InvalidError(f"UDP port {vxlan_port} is WireGuard's here", "choose another for VXLAN")
 
 
 def _own_address() -> str | None:

@@ -14,8 +14,10 @@ import attrs
 from immutables import Map
 
 from netctl.model import (
+    VXLAN_PORT,
     DockerContainer,
     Encapsulation,
+    Encryption,
     NodeDelta,
     NodeFacts,
     Origin,
@@ -32,6 +34,18 @@ KeyOwner = tuple[Literal["user", "node"], str]
 
 ServiceKey = tuple[str, str, str]
 """A service of Compose: node name, project, service."""
+
+PairKey = tuple[str, str]
+"""Two nodes by their names, the smaller one first (`pair_key`)."""
+
+DEFAULT_ORDER: tuple[Encapsulation, ...] = ("direct", "gre", "vxlan", "wireguard")
+"""What a pair of nodes takes where both offer it, best first. A node offers ``direct``, which costs nothing,
+only where its operator promised a shared link by naming it."""
+
+
+def pair_key(one: str, other: str) -> PairKey:
+    """Return what a pair of nodes is recorded under, whichever is named first."""
+    return (one, other) if one < other else (other, one)
 
 
 @attrs.frozen
@@ -56,6 +70,7 @@ class Node:
         revision: At which it joined.
         labels: Pairs of a label and its value, by label; what `RunContainer.constraints` ask for.
         account: Whose the containers are that its Docker users make; empty: nobody's.
+        generation: Of its WireGuard key, the last one that a rotation was finished with.
     """
 
     name: str
@@ -68,6 +83,7 @@ class Node:
     revision: int = 0
     labels: tuple[tuple[str, str], ...] = ()
     account: str = ""
+    generation: int = 1
 
 
 @attrs.frozen
@@ -167,7 +183,48 @@ class Lease:
     node: str
 
 
-Record = Account | Node | Container | Connection | Invite | Held | Lease
+@attrs.frozen
+class Pair:
+    """How two nodes carry the overlay between them, where that is not what would be chosen at first.
+
+    Attributes:
+        one: The node with the smaller name.
+        other: The other one.
+        encapsulation: What is routed along.
+        mtu: Bytes of one inner packet, where the path takes less than both nodes' links; 0: it takes as much.
+    """
+
+    one: str
+    other: str
+    encapsulation: Encapsulation
+    mtu: int = 0
+
+    @property
+    def key(self) -> PairKey:
+        """The identity of the record."""
+        return (self.one, self.other)
+
+
+@attrs.frozen
+class Rotation:
+    """A node that is being given a new WireGuard key (`netctl.broker.rotating`).
+
+    Attributes:
+        generation: Of the new key.
+        step: What was done last: the node is to make the key; to send from it; its peers are to send to it.
+        revision: At which that was recorded.
+        awaiting: Nodes that have not acknowledged that revision; of ``making`` none, since it ends with what
+            the node says of its keys.
+    """
+
+    node: str
+    generation: int
+    step: Literal["making", "switching", "spreading"]
+    revision: int
+    awaiting: frozenset[str] = frozenset()
+
+
+Record = Account | Node | Container | Connection | Invite | Held | Lease | Pair | Rotation
 
 
 @attrs.frozen
@@ -196,7 +253,9 @@ class Snapshot:
         supernet: What blocks are cut from.
         block_size: Prefix length of a block.
         closed: Networks no container may reach, beyond the nodes' underlay addresses: the broker's own.
-        encapsulations: Preference order when a pair of nodes is given its mode.
+        encapsulations: What pairs of nodes may use, in the order of preference.
+        encryption: ``required``: of those only wireguard, or nothing at all.
+        vxlan_port: UDP port of VXLAN, on every node.
         accounts: By name.
         nodes: By name.
         containers: By id.
@@ -205,6 +264,8 @@ class Snapshot:
         invites: By token hash.
         held: By subject.
         leases: By address.
+        node_pairs: What is recorded of pairs of nodes, by both names.
+        rotations: By node name.
         containers_of: Node name -> ids.
         connections_of: Container id -> keys of all its connections, either end.
         addresses: Address -> container id.
@@ -214,6 +275,7 @@ class Snapshot:
         expiring: Keys of the connections that have an end in time.
         awaiting: Node name -> subjects in `held` that wait for it.
         leases_of: Node name -> addresses it has on lease.
+        node_pairs_of: Node name -> keys of its pairs in `node_pairs`.
         wishes: Destination of a wish -> ids of the containers whose labels name it.
         services: Service of Compose -> ids of its containers.
         cursors: Node name -> host number last given out, so that a freed address is used again late.
@@ -231,7 +293,9 @@ class Snapshot:
     supernet: str
     block_size: int
     closed: tuple[str, ...] = ()
-    encapsulations: tuple[Encapsulation, ...] = ("gre", "vxlan", "direct")
+    encapsulations: tuple[Encapsulation, ...] = DEFAULT_ORDER
+    encryption: Encryption = "off"
+    vxlan_port: int = VXLAN_PORT
     accounts: Map[str, Account] = attrs.field(factory=Map)
     nodes: Map[str, Node] = attrs.field(factory=Map)
     containers: Map[str, Container] = attrs.field(factory=Map)
@@ -240,6 +304,8 @@ class Snapshot:
     invites: Map[str, Invite] = attrs.field(factory=Map)
     held: Map[str, Held] = attrs.field(factory=Map)
     leases: Map[str, Lease] = attrs.field(factory=Map)
+    node_pairs: Map[PairKey, Pair] = attrs.field(factory=Map)
+    rotations: Map[str, Rotation] = attrs.field(factory=Map)
     containers_of: Map[str, Map[str, None]] = attrs.field(factory=Map)
     connections_of: Map[str, Map[ConnectionKey, None]] = attrs.field(factory=Map)
     addresses: Map[str, str] = attrs.field(factory=Map)
@@ -249,6 +315,7 @@ class Snapshot:
     expiring: Map[ConnectionKey, float] = attrs.field(factory=Map)
     awaiting: Map[str, Map[str, None]] = attrs.field(factory=Map)
     leases_of: Map[str, Map[str, None]] = attrs.field(factory=Map)
+    node_pairs_of: Map[str, Map[PairKey, None]] = attrs.field(factory=Map)
     wishes: Map[str, Map[str, None]] = attrs.field(factory=Map)
     services: Map[ServiceKey, Map[str, None]] = attrs.field(factory=Map)
     cursors: Map[str, int] = attrs.field(factory=Map)

@@ -1,7 +1,7 @@
 """Deciding: `(snapshot, command) -> decision`, or a refusal that changes nothing. Pure.
 
     command -> decide -> handler drafts records          (membership, workloads, attaching, leasing,
-                                                            connecting, holding)
+                                                            connecting, holding, pairing, rotating)
                       -> what changed, and for whom      (plan.deltas)
                       -> Decision: next snapshot, changes for the store, deltas for nodes
 
@@ -17,12 +17,24 @@ from typing import Any
 import attrs
 from immutables import Map
 
-from netctl.broker import attaching, connecting, holding, ipam, leasing, membership, plan, workloads
+from netctl.broker import (
+    attaching,
+    connecting,
+    holding,
+    ipam,
+    leasing,
+    membership,
+    pairing,
+    plan,
+    rotating,
+    workloads,
+)
 from netctl.broker.commands import (
     Acknowledge,
     AddConnections,
     AddContainer,
     AddInvite,
+    AdvanceRotation,
     AttachContainer,
     BindNode,
     Command,
@@ -36,14 +48,23 @@ from netctl.broker.commands import (
     LeaseAddress,
     RemoveNode,
     SetDraining,
+    SetPairs,
     SetWanted,
+    StartRotation,
     SyncContainers,
     TopUpLeases,
     UpdateFacts,
 )
 from netctl.broker.draft import Draft
 from netctl.broker.outcome import Outcome
-from netctl.broker.snapshot import Container, Decision, Record, Snapshot
+from netctl.broker.snapshot import DEFAULT_ORDER, Container, Decision, Record, Snapshot
+from netctl.model import VXLAN_PORT, Encapsulation, Encryption
+
+
+def _acknowledge(draft: Draft, command: Acknowledge) -> Outcome:
+    rotating.acknowledge(draft, command)
+    return holding.acknowledge(draft, command)
+
 
 _HANDLERS: Mapping[type, Callable[[Draft, Any], Outcome]] = {
     AddInvite: membership.add_invite,
@@ -64,7 +85,10 @@ _HANDLERS: Mapping[type, Callable[[Draft, Any], Outcome]] = {
     DropContainer: workloads.drop_container,
     AddConnections: connecting.add_connections,
     DropConnections: connecting.drop_connections,
-    Acknowledge: holding.acknowledge,
+    SetPairs: pairing.set_pairs,
+    StartRotation: rotating.start,
+    AdvanceRotation: rotating.advance,
+    Acknowledge: _acknowledge,
     Expire: connecting.expire,
 }
 
@@ -105,6 +129,10 @@ def empty(
     block_size: int,
     epoch: int = 1,
     closed: tuple[str, ...] = (),
+    *,
+    encapsulations: tuple[Encapsulation, ...] = DEFAULT_ORDER,
+    encryption: Encryption = "off",
+    vxlan_port: int = VXLAN_PORT,
 ) -> Snapshot:
     """Return the snapshot of a new broker: revision 0, nothing recorded.
 
@@ -113,13 +141,23 @@ def empty(
         block_size: Prefix length of a block.
         epoch: At least 1; 0 stands for "none" in a node's Hello.
         closed: Networks no container may reach: the broker's own addresses.
+        encapsulations: What pairs of nodes may use, best first.
+        encryption: ``required``: of those only wireguard.
+        vxlan_port: UDP port of VXLAN, on every node.
 
     Raises:
         InvalidError: The supernet or the block size cannot be used.
     """
     ipam.check_plan(supernet, block_size)
     return Snapshot(
-        epoch=epoch, revision=0, supernet=supernet, block_size=block_size, closed=tuple(sorted(set(closed)))
+        epoch=epoch,
+        revision=0,
+        supernet=supernet,
+        block_size=block_size,
+        closed=tuple(sorted(set(closed))),
+        encapsulations=encapsulations,
+        encryption=encryption,
+        vxlan_port=vxlan_port,
     )
 
 
@@ -131,6 +169,10 @@ def load(  # noqa: PLR0917 - the first five are the store's one row of constants
     closed: tuple[str, ...],
     records: Iterable[Record],
     cursors: Mapping[str, int] | None = None,
+    *,
+    encapsulations: tuple[Encapsulation, ...] = DEFAULT_ORDER,
+    encryption: Encryption = "off",
+    vxlan_port: int = VXLAN_PORT,
 ) -> Snapshot:
     """Return the snapshot that holds `records`, all indexes rebuilt.
 
@@ -143,11 +185,23 @@ def load(  # noqa: PLR0917 - the first five are the store's one row of constants
         records: In any order.
         cursors: Node name -> host number last given out; where it is not known, that of the node's
             newest container.
+        encapsulations: As stored.
+        encryption: As stored.
+        vxlan_port: As stored.
 
     Raises:
         InvalidError: The supernet or the block size cannot be used.
     """
-    base = attrs.evolve(empty(supernet, block_size, epoch, closed), revision=revision)
+    bare = empty(
+        supernet,
+        block_size,
+        epoch,
+        closed,
+        encapsulations=encapsulations,
+        encryption=encryption,
+        vxlan_port=vxlan_port,
+    )
+    base = attrs.evolve(bare, revision=revision)
     draft = Draft(base, 0.0, revision)
     newest: dict[str, Container] = {}
     for record in records:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import alembic.command
 import alembic.config
@@ -23,8 +23,10 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from netctl.broker import rows
 from netctl.broker.journal import FencedError, Remembered
 from netctl.broker.migrations import schema
+from netctl.broker.rows import Meta
 from netctl.broker.snapshot import (
     Account,
     Change,
@@ -34,81 +36,15 @@ from netctl.broker.snapshot import (
     Invite,
     Lease,
     Node,
+    Pair,
     Put,
     Record,
+    Rotation,
 )
 from netctl.errors import InvalidError, UnavailableError
-from netctl.model import DockerContainer, NodeFacts, Port, TransportProtocol, Wanted, Workload
 
 DATABASE: Final = "broker.sqlite"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
-
-T = TypeVar("T")
-
-
-@attrs.frozen
-class Meta:
-    """What the store says of itself; see `netctl.broker.snapshot.Snapshot`."""
-
-    epoch: int
-    revision: int
-    supernet: str
-    block_size: int
-    closed: tuple[str, ...] = ()
-
-
-def _pack(value: object) -> bytes:
-    return msgspec.msgpack.encode(value)
-
-
-def _unpack(data: bytes, kind: type[T]) -> T:
-    return msgspec.msgpack.decode(data, type=kind)
-
-
-def _fields(record: attrs.AttrsInstance) -> dict[str, Any]:
-    return {field.name: getattr(record, field.name) for field in attrs.fields(type(record))}
-
-
-def _container_row(record: Container) -> dict[str, Any]:
-    docker = _pack(record.docker) if record.docker is not None else None
-    return _fields(record) | {"workload": _pack(record.workload), "docker": docker}
-
-
-def _container_of(row: Mapping[str, Any]) -> Container:
-    return Container(
-        **dict(row)
-        | {
-            "workload": _unpack(row["workload"], Workload),
-            "wanted": msgspec.convert(row["wanted"], Wanted),
-            "docker": _unpack(row["docker"], DockerContainer) if row["docker"] is not None else None,
-        }
-    )
-
-
-def _node_row(record: Node) -> dict[str, Any]:
-    return _fields(record) | {"facts": _pack(record.facts), "labels": _pack(record.labels)}
-
-
-def _node_of(row: Mapping[str, Any]) -> Node:
-    return Node(
-        **dict(row)
-        | {
-            "facts": _unpack(row["facts"], NodeFacts),
-            "labels": _unpack(row["labels"], tuple[tuple[str, str], ...]),
-        }
-    )
-
-
-def _connection_row(record: Connection) -> dict[str, Any]:
-    row = _fields(record)
-    port: Port = row.pop("port")
-    return row | {"protocol": port.protocol, "number": port.number}
-
-
-def _connection_of(row: Mapping[str, Any]) -> Connection:
-    values = dict(row)
-    protocol = msgspec.convert(values.pop("protocol"), TransportProtocol)
-    return Connection(port=Port(protocol, values.pop("number")), **values)
 
 
 @attrs.frozen
@@ -143,21 +79,23 @@ def _upsert(table: sa.Table) -> sa.Insert:
 
 
 _KINDS: Final[dict[type, _Kind]] = {
-    Account: _Kind(schema.ACCOUNTS, _fields, lambda row: Account(**row)),
-    Node: _Kind(schema.NODES, _node_row, _node_of),
-    Container: _Kind(schema.CONTAINERS, _container_row, _container_of, moves=True),
-    Connection: _Kind(schema.CONNECTIONS, _connection_row, _connection_of),
+    Account: _Kind(schema.ACCOUNTS, rows.fields, lambda row: Account(**row)),
+    Node: _Kind(schema.NODES, rows.node_row, rows.node_of),
+    Container: _Kind(schema.CONTAINERS, rows.container_row, rows.container_of, moves=True),
+    Connection: _Kind(schema.CONNECTIONS, rows.connection_row, rows.connection_of),
     Invite: _Kind(
         schema.INVITES,
-        _fields,
+        rows.fields,
         lambda row: Invite(**row | {"kind": msgspec.convert(row["kind"], Literal["user", "node"])}),
     ),
     Held: _Kind(
         schema.HELD,
-        lambda held: _fields(held) | {"awaiting": _pack(sorted(held.awaiting))},
-        lambda row: Held(**row | {"awaiting": frozenset(_unpack(row["awaiting"], list[str]))}),
+        lambda held: rows.fields(held) | {"awaiting": rows.pack(sorted(held.awaiting))},
+        lambda row: Held(**row | {"awaiting": frozenset(rows.unpack(row["awaiting"], list[str]))}),
     ),
-    Lease: _Kind(schema.LEASES, _fields, lambda row: Lease(**row)),
+    Lease: _Kind(schema.LEASES, rows.fields, lambda row: Lease(**row)),
+    Pair: _Kind(schema.PAIRS, rows.fields, rows.pair_of),
+    Rotation: _Kind(schema.ROTATIONS, rows.rotation_row, rows.rotation_of),
 }
 _UPSERTS: Final = {kind: _upsert(how.table) for kind, how in _KINDS.items()}
 _DELETES: Final = {kind: how.delete() for kind, how in _KINDS.items()}
@@ -208,8 +146,7 @@ class Store:
         try:
             alembic.command.upgrade(self._migrations(), "head")
             with self._transaction():
-                row = attrs.asdict(meta) | {"id": 1, "closed": _pack(meta.closed)}
-                self._connection.execute(sa.insert(schema.META), row)
+                self._connection.execute(sa.insert(schema.META), rows.meta_row(meta) | {"id": 1})
                 self._write(changes)
         except SQLAlchemyError as error:
             raise _unwritable(error) from error
@@ -246,7 +183,7 @@ class Store:
             with self._transaction():
                 row = dict(self._connection.execute(sa.select(schema.META)).mappings().one())
                 del row["id"]
-                meta = Meta(**row | {"closed": _unpack(row["closed"], tuple[str, ...])})
+                meta = rows.meta_of(row)
                 records = [
                     kind.record(dict(row))
                     for kind in _KINDS.values()
@@ -288,7 +225,7 @@ class Store:
             "new_epoch": after[0],
             "new_revision": after[1],
         }
-        remembered = [_fields(answer) for answer in answers]
+        remembered = [rows.fields(answer) for answer in answers]
         try:
             with self._transaction():
                 if self._connection.execute(_FENCE, fence).rowcount != 1:
@@ -335,7 +272,7 @@ class Store:
         statement = (
             sa.update(schema.META)
             .where(schema.META.c.epoch == before[0], schema.META.c.revision == before[1])
-            .values(closed=_pack(closed), revision=before[1] + 1)
+            .values(closed=rows.pack(closed), revision=before[1] + 1)
         )
         try:
             with self._transaction():
@@ -371,10 +308,10 @@ class Store:
             if not put or _KINDS[kind].moves:
                 names = [f"old_{column.name}" for column in _KINDS[kind].table.primary_key]
                 deletes.setdefault(kind, []).append(dict(zip(names, identity, strict=True)))
-        for kind, rows in deletes.items():
-            self._connection.execute(_DELETES[kind], rows)
-        for kind, rows in puts.items():
-            self._connection.execute(_UPSERTS[kind], rows)
+        for kind, identities in deletes.items():
+            self._connection.execute(_DELETES[kind], identities)
+        for kind, written in puts.items():
+            self._connection.execute(_UPSERTS[kind], written)
 
     def _migrations(self) -> alembic.config.Config:
         config = alembic.config.Config()

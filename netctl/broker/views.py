@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import attrs
 
 from netctl.broker import lookup, overlay, wishing
 from netctl.broker.snapshot import Connection, ConnectionKey, Container, Node, Snapshot
+from netctl.broker.ways import Ways
 from netctl.model import ContainerRunState, ContainerStatus
 from netctl.wire.messages import (
     BrokerStatus,
@@ -22,6 +23,7 @@ from netctl.wire.messages import (
     NodeError,
     NodeList,
     NodeView,
+    PathView,
 )
 
 _ENDED = ("exited", "failed")
@@ -36,12 +38,14 @@ class LiveNode:
         applied: Highest revision it reported as applied, errors or not; 0: none since the broker started.
         errors: What it reported with that.
         last_seen: Seconds since 1970; 0: not since the broker started.
+        refused: Why what it last said of itself is not recorded; None: it is.
     """
 
     connected: bool = False
     applied: int = 0
     errors: tuple[NodeError, ...] = ()
     last_seen: float = 0.0
+    refused: NodeError | None = None
 
 
 @attrs.frozen
@@ -51,10 +55,12 @@ class Live:
     Attributes:
         nodes: By name; a node that is not here was not seen since the broker started.
         containers: Last report of each container, by id.
+        ways: What nodes report of the ways to their peers.
     """
 
     nodes: Mapping[str, LiveNode] = attrs.field(factory=dict)
     containers: Mapping[str, ContainerStatus] = attrs.field(factory=dict)
+    ways: Ways = attrs.field(factory=Ways)
 
 
 _UNSEEN = LiveNode()
@@ -123,31 +129,54 @@ def connection_state(snapshot: Snapshot, connection: Connection, live: Live) -> 
 
 def node_list(snapshot: Snapshot, live: Live) -> NodeList:
     """Return all nodes, by name."""
-    return NodeList(tuple(_node(snapshot, node, live) for _, node in sorted(snapshot.nodes.items())))
+    return NodeList(tuple(node_view(snapshot, node, live) for _, node in sorted(snapshot.nodes.items())))
 
 
 def node_detail(snapshot: Snapshot, name: str, live: Live) -> NodeDetail:
-    """Return one node with its facts and peers.
+    """Return one node with its facts, its peers, and the ways to them.
 
     Raises:
         NotFoundError: No node is called so.
     """
     node = lookup.node(snapshot, name)
     seen = live.nodes.get(name, _UNSEEN)
-    peers = {
-        other.name: overlay.mode(snapshot.encapsulations, node.facts, other.facts)
+    peers = [
+        other
         for _, other in sorted(snapshot.nodes.items())
         if other.name != name and not other.removing and not node.removing
-    }
+    ]
+    refused = () if seen.refused is None else (seen.refused,)
     return NodeDetail(
-        node=_node(snapshot, node, live),
+        node=node_view(snapshot, node, live),
         facts=node.facts,
-        peers=peers,
-        errors=seen.errors,
+        peers={other.name: overlay.choice(snapshot, node, other).encapsulation for other in peers},
+        errors=refused + seen.errors,
         last_seen=seen.last_seen,
         labels=node.labels,
         account=node.account,
+        paths=tuple(view for other in peers for view in paths(snapshot, live, node, other)),
+        mtu=overlay.own_mtu(snapshot, node),
     )
+
+
+def paths(snapshot: Snapshot, live: Live, own: Node, other: Node) -> Iterator[PathView]:
+    """Yield the ways from one node to another as the first finds them, best first."""
+    chosen = overlay.choice(snapshot, own, other).encapsulation
+    side = live.ways.side(own.name, other.name)
+    for encapsulation in overlay.candidates(snapshot, own, other):
+        heard = side.get(encapsulation)
+        common = (own.name, other.name, encapsulation, encapsulation == chosen)
+        if heard is None:
+            yield PathView(*common, state="unknown")
+            continue
+        path = heard.path
+        yield PathView(
+            *common,
+            state="up" if path.up else "down",
+            mtu=path.mtu,
+            rtt_ms=path.rtt_us / 1000,
+            loss=path.loss_permille / 1000,
+        )
 
 
 def container_list(snapshot: Snapshot, live: Live) -> ContainerList:
@@ -211,7 +240,8 @@ def broker_status(
     )
 
 
-def _node(snapshot: Snapshot, node: Node, live: Live) -> NodeView:
+def node_view(snapshot: Snapshot, node: Node, live: Live) -> NodeView:
+    """Return the row of one node."""
     return NodeView(
         name=node.name,
         block=node.block,

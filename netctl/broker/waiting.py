@@ -9,7 +9,7 @@ of a container fails as soon as its node says that it failed; what is under way 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 import attrs
@@ -32,6 +32,8 @@ class Promise:
         message: Of the answer, when all is well.
         subjects: Names of containers and nodes whose errors concern this.
         starts: The container that must run for all to be well; empty: none.
+        rotates: The node whose new key must be in use everywhere; then `revision` is of the last step. Empty:
+            none.
     """
 
     revision: Revision
@@ -39,6 +41,7 @@ class Promise:
     message: Text = ""
     subjects: frozenset[str] = frozenset()
     starts: str = ""
+    rotates: str = ""
 
     def done(self) -> Done:
         """Return the answer when all is well."""
@@ -58,10 +61,16 @@ class Waiting(Generic[Ticket]):
 
     Args:
         nodes: What is known of each node now, by name; the caller keeps it up to date.
+        rotating: The nodes that the next step with a node's new key waits for; None: no new key is under way.
     """
 
-    def __init__(self, nodes: Mapping[str, LiveNode]) -> None:
+    def __init__(
+        self,
+        nodes: Mapping[str, LiveNode],
+        rotating: Callable[[str], frozenset[str] | None] = lambda _node: None,
+    ) -> None:
         self._nodes = nodes
+        self._rotating = rotating
         self._waits: dict[Ticket, _Wait[Ticket]] = {}
         self._of_node: dict[str, OrderedDict[Ticket, None]] = {}
 
@@ -79,6 +88,8 @@ class Waiting(Generic[Ticket]):
         Returns:
             The answer where there is nothing to wait for.
         """
+        if promise.rotates and self._rotating(promise.rotates) is None:
+            promise = attrs.evolve(promise, rotates="")
         wait = _Wait(ticket, promise, deadline, set(promise.nodes))
         for node in promise.nodes:
             broken = self._look(wait, node)
@@ -105,6 +116,13 @@ class Waiting(Generic[Ticket]):
             elif node not in wait.missing:
                 self._unlist(node, ticket)
         return answers
+
+    def rotated(self, node: str, revision: Revision) -> None:
+        """Note that a node's new key is in use everywhere; the old one goes with what `revision` says."""
+        for ticket in self._of_node.get(node, ()):
+            wait = self._waits[ticket]
+            if wait.promise.rotates == node:
+                wait.promise = attrs.evolve(wait.promise, revision=revision, rotates="")
 
     def starting(self, node: str, name: str) -> list[Ticket]:
         """Return what waits for a node to start the container `name`."""
@@ -141,7 +159,7 @@ class Waiting(Generic[Ticket]):
     def _look(self, wait: _Wait[Ticket], node: str) -> Failure | None:
         """Take a node off a promise's list if it has kept its part; return why the promise is broken."""
         known = self._nodes.get(node, _UNSEEN)
-        if known.applied < wait.promise.revision:
+        if known.applied < wait.promise.revision or wait.promise.rotates:
             return None
         errors = _concerning(wait.promise, known)
         starts = wait.promise.starts
@@ -156,18 +174,21 @@ class Waiting(Generic[Ticket]):
     def _pending(self, wait: _Wait[Ticket]) -> Failure:
         reasons = []
         remedy = "it is applied when they can; see `netctl node list`"
-        for node in sorted(wait.missing):
+        # With a new key the next step may be others' to take.
+        hindering = self._rotating(wait.promise.rotates) if wait.promise.rotates else None
+        missing = sorted(hindering or wait.missing)
+        for node in missing:
             known = self._nodes.get(node, _UNSEEN)
             errors = _concerning(wait.promise, known)
             if not known.connected:
                 reasons.append(f"{node} is unreachable")
-            elif known.applied < wait.promise.revision:
+            elif not hindering and known.applied < wait.promise.revision:
                 reasons.append(f"{node} has not applied it yet")
             else:
                 reasons.append(f"{node}: {errors[0].message}" if errors else f"{node} is not done")
                 remedy = next((e.remedy for e in errors if e.remedy), remedy)
         text = f"recorded, but not applied everywhere in time: {'; '.join(reasons)}"
-        return Failure("pending", text[:4096], remedy, tuple(sorted(wait.missing)), wait.promise.revision)
+        return Failure("pending", text[:4096], remedy, tuple(missing), wait.promise.revision)
 
     def _unlist(self, node: str, ticket: Ticket) -> None:
         tickets = self._of_node.get(node)

@@ -24,9 +24,20 @@ from netctl.broker.commands import (
     RemoveNode,
 )
 from netctl.broker.draft import identity_of
-from netctl.broker.snapshot import Container, Decision, Held, Put, Record, Snapshot
+from netctl.broker.snapshot import DEFAULT_ORDER, Container, Decision, Held, Put, Record, Snapshot
 from netctl.delta import apply_delta
-from netctl.model import DockerContainer, NodeFacts, NodeState, Port, Wish, Workload, bridge_address
+from netctl.model import (
+    VXLAN_PORT,
+    DockerContainer,
+    Encapsulation,
+    Encryption,
+    NodeFacts,
+    NodeState,
+    Port,
+    Wish,
+    Workload,
+    bridge_address,
+)
 
 NOT_STORED = ("changed", "acknowledged", "lost", "cursors")
 WORKLOAD = Workload("process", ("sleep", "inf"))
@@ -72,8 +83,18 @@ class World:
         now: Seconds since 1970, set by the test.
     """
 
-    def __init__(self, supernet: str = "10.0.0.0/8", block_size: int = 16) -> None:
-        self.snapshot: Snapshot = state.empty(supernet, block_size)
+    def __init__(
+        self,
+        supernet: str = "10.0.0.0/8",
+        block_size: int = 16,
+        *,
+        order: tuple[Encapsulation, ...] = DEFAULT_ORDER,
+        encryption: Encryption = "off",
+        vxlan_port: int = VXLAN_PORT,
+    ) -> None:
+        self.snapshot: Snapshot = state.empty(
+            supernet, block_size, encapsulations=order, encryption=encryption, vxlan_port=vxlan_port
+        )
         self.rows: dict[tuple[type, object], Record] = {}
         self.held_by_nodes: dict[str, NodeState] = {}
         self.kernels: dict[str, list[tuple[int, Uses]]] = {}
@@ -191,7 +212,16 @@ class World:
     def reloaded(self) -> Snapshot:
         """Return what a broker has after a restart."""
         s = self.snapshot
-        return state.load(s.epoch, s.revision, s.supernet, s.block_size, s.closed, self.rows.values())
+        policy = ("encapsulations", "encryption", "vxlan_port")
+        return state.load(
+            s.epoch,
+            s.revision,
+            s.supernet,
+            s.block_size,
+            s.closed,
+            self.rows.values(),
+            **{name: getattr(s, name) for name in policy},
+        )
 
     def _check(self, before: Snapshot, command: Command, decision: Decision) -> None:
         after = decision.snapshot

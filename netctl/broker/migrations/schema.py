@@ -11,12 +11,20 @@ _ID = sa.String(32)
 _KEY = sa.String(64)
 _EMPTY = sa.text("X'90'")
 """An empty array of MessagePack (its specification, "array format family")."""
+_ORDER = sa.text("X'94A6646972656374A3677265A576786C616EA9776972656775617264'")
+"""The array direct, gre, vxlan, wireguard in MessagePack."""
 
 
 def _container_reference(name: str) -> sa.Column[str]:
     # Deferred: a group of decisions is written in bulk, table by table.
     return sa.Column(
         name, _ID, sa.ForeignKey("containers.id", deferrable=True, initially="DEFERRED"), primary_key=True
+    )
+
+
+def _node_reference(name: str) -> sa.Column[str]:
+    return sa.Column(
+        name, _NAME, sa.ForeignKey("nodes.name", deferrable=True, initially="DEFERRED"), primary_key=True
     )
 
 
@@ -29,6 +37,9 @@ META = sa.Table(
     sa.Column("supernet", sa.String(18), nullable=False),
     sa.Column("block_size", sa.Integer, nullable=False),
     sa.Column("closed", sa.LargeBinary, nullable=False),
+    sa.Column("encapsulations", sa.LargeBinary, nullable=False, server_default=_ORDER),
+    sa.Column("encryption", sa.String(8), nullable=False, server_default="off"),
+    sa.Column("vxlan_port", sa.Integer, nullable=False, server_default="4789"),
 )
 ACCOUNTS = sa.Table(
     "accounts",
@@ -50,6 +61,7 @@ NODES = sa.Table(
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("labels", sa.LargeBinary, nullable=False, server_default=_EMPTY),
     sa.Column("account", _NAME, nullable=False, server_default=""),
+    sa.Column("generation", sa.Integer, nullable=False, server_default="1"),
 )
 CONTAINERS = sa.Table(
     "containers",
@@ -105,6 +117,23 @@ LEASES = sa.Table(
     sa.Column(
         "node", _NAME, sa.ForeignKey("nodes.name", deferrable=True, initially="DEFERRED"), nullable=False
     ),
+)
+PAIRS = sa.Table(
+    "pairs",
+    metadata,
+    _node_reference("one"),
+    _node_reference("other"),
+    sa.Column("encapsulation", sa.String(9), nullable=False),
+    sa.Column("mtu", sa.Integer, nullable=False),
+)
+ROTATIONS = sa.Table(
+    "rotations",
+    metadata,
+    _node_reference("node"),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("step", sa.String(9), nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("awaiting", sa.LargeBinary, nullable=False),
 )
 ANSWERS = sa.Table(
     "answers",

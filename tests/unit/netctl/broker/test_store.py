@@ -15,6 +15,7 @@ from alembic.runtime.migration import MigrationContext
 
 from netctl.broker.journal import FencedError, Remembered
 from netctl.broker.migrations import schema
+from netctl.broker.rows import Meta
 from netctl.broker.snapshot import (
     Account,
     Change,
@@ -28,7 +29,7 @@ from netctl.broker.snapshot import (
     Put,
     Record,
 )
-from netctl.broker.store import Meta, Store
+from netctl.broker.store import Store
 from netctl.errors import InvalidError, UnavailableError
 from netctl.model import ANY_PORT, DockerContainer, Port, Wish, Workload
 from tests.support.hub import facts
