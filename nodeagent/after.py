@@ -22,6 +22,7 @@ from nodeagent.ops import (
     DeletePort,
     DeleteRoute,
     DeleteTunnel,
+    DeleteWireguard,
     ForgetSandbox,
     Op,
     OpenPassage,
@@ -35,6 +36,7 @@ from nodeagent.ops import (
     SetRoute,
     SetSysctl,
     SetTunnel,
+    SetWireguard,
     StartContainer,
     StopContainer,
     UpdateContainerRules,
@@ -104,11 +106,33 @@ def _(operation: SetTunnel, observed: HostState) -> HostState:
 
 @after.register
 def _(operation: DeleteTunnel, observed: HostState) -> HostState:
+    return _without_device(
+        attrs.evolve(observed, tunnels=_without(observed.tunnels, operation.device)), operation.device
+    )
+
+
+@after.register
+def _(operation: SetWireguard, observed: HostState) -> HostState:
+    link = operation.link
+    old = observed.wireguard.get(link.device)
+    if old is not None and old.generation != link.generation:
+        observed = after(DeleteWireguard(old.device, old.generation), observed)
+    return attrs.evolve(observed, wireguard=_with(observed.wireguard, link.device, link))
+
+
+@after.register
+def _(operation: DeleteWireguard, observed: HostState) -> HostState:
+    return _without_device(
+        attrs.evolve(observed, wireguard=_without(observed.wireguard, operation.device)), operation.device
+    )
+
+
+def _without_device(observed: HostState, device: str) -> HostState:
+    """Return what is observed once a link is gone, with what depended on it."""
     return attrs.evolve(
         observed,
-        tunnels=_without(observed.tunnels, operation.device),
-        routes={b: r for b, r in observed.routes.items() if r.device != operation.device},
-        sysctls=_sysctls_without(observed.sysctls, operation.device),
+        routes={b: r for b, r in observed.routes.items() if r.device != device},
+        sysctls=_sysctls_without(observed.sysctls, device),
     )
 
 

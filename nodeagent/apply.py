@@ -129,6 +129,7 @@ class Host:
             containers=containers,
             sandboxes=sandboxes,
             passages={} if self._passages is None else self._passages.read(),
+            wireguard=links.wireguard,
         )
 
     def _container_policies(self, namespaces: Mapping[str, int]) -> Mapping[str, ContainerPolicy]:

@@ -25,6 +25,7 @@ from nodeagent.ops import (
     DeletePort,
     DeleteRoute,
     DeleteTunnel,
+    DeleteWireguard,
     ForgetSandbox,
     Op,
     OpenPassage,
@@ -38,6 +39,7 @@ from nodeagent.ops import (
     SetRoute,
     SetSysctl,
     SetTunnel,
+    SetWireguard,
     StartContainer,
     StopContainer,
     UpdateContainerRules,
@@ -194,6 +196,7 @@ def diff(
             *_sysctls(wanted, observed),
             *_bridge(wanted, observed),
             *_tunnels(wanted, observed),
+            *_routes(wanted, observed),
             *_host_rules(wanted.host_policy, observed.host_policy),
             *_stray_ports(wanted, observed),
             *_passages(wanted, observed),
@@ -235,14 +238,26 @@ def _bridge(wanted: HostState, observed: HostState) -> Iterable[Op]:
 
 
 def _tunnels(wanted: HostState, observed: HostState) -> Iterable[Op]:
-    renewed = set()
     for device, tunnel in wanted.tunnels.items():
         if observed.tunnels.get(device) != tunnel:
-            renewed.add(device)
             yield SetTunnel(tunnel)
     for device in observed.tunnels:
         if device not in wanted.tunnels:
             yield DeleteTunnel(device)
+    for device, link in wanted.wireguard.items():
+        if observed.wireguard.get(device) != link:
+            yield SetWireguard(link)
+    for device, seen in observed.wireguard.items():
+        if device not in wanted.wireguard:
+            yield DeleteWireguard(device, seen.generation)
+
+
+def _routes(wanted: HostState, observed: HostState) -> Iterable[Op]:
+    renewed = {device for device, tunnel in wanted.tunnels.items() if observed.tunnels.get(device) != tunnel}
+    for device, link in wanted.wireguard.items():
+        seen = observed.wireguard.get(device)
+        if seen is None or seen.generation != link.generation:
+            renewed.add(device)
     # A new bridge address, like a new device, may have taken the routes along that depended on it.
     rebuilt = wanted.bridge is not None and (
         observed.bridge is None or observed.bridge.address != wanted.bridge.address
@@ -274,8 +289,9 @@ def _host_rules(wanted: HostPolicy | None, observed: HostPolicy | None) -> Itera
 def _same_host(one: HostPolicy, other: HostPolicy) -> bool:
     """Tell whether two policies differ in elements at most."""
     return (
-        (one.bridge, one.address, one.block, one.supernet, one.resolver, one.vxlan_port)
-        == (other.bridge, other.address, other.block, other.supernet, other.resolver, other.vxlan_port)
+        (one.bridge, one.address, one.block, one.supernet, one.resolver)
+        == (other.bridge, other.address, other.block, other.supernet, other.resolver)
+        and (one.vxlan_port, one.wireguard_ports) == (other.vxlan_port, other.wireguard_ports)
     ) and (one.closed is other.closed or one.closed == other.closed)
 
 

@@ -34,7 +34,8 @@ _FILES: Final = (
     "identity",
 )
 """What this program keeps there, the identity last: a deletion that was cut short can be done again."""
-_ENGINES: Final = ("containers",)
+_FOLDERS: Final = ("containers", "wireguard")
+"""What its helper keeps there: see `nodeagent.engine.process` and `nodeagent.kernel.wireguard_keys`."""
 
 
 @attrs.frozen
@@ -78,7 +79,7 @@ class NodeDirectory:
 
     def delete(self) -> None:
         """Delete what this program and its helper keep, and the directories if nothing else is in them."""
-        for name in _ENGINES:
+        for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)

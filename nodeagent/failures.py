@@ -17,6 +17,7 @@ from nodeagent.ops import (
     SetPort,
     SetRoute,
     SetTunnel,
+    SetWireguard,
     StartContainer,
     UpdateContainerRules,
 )
@@ -24,7 +25,9 @@ from nodeagent.ops import (
 NOT_TRIED: Final = "not tried: "
 """Begins the text of an operation that an earlier failure made unsafe or senseless."""
 
-_GUARDED_BY_HOST_RULES = (SetBridge, SetTunnel, SetRoute, SetPort, SetEnd, SetEndpoint, StartContainer)
+_GUARDED_BY_HOST_RULES = (
+    SetBridge, SetTunnel, SetWireguard, SetRoute, SetPort, SetEnd, SetEndpoint, StartContainer,
+)  # fmt: skip
 _BUILDING = (CreateContainer, SetContainerRules, UpdateContainerRules, SetPort, SetEnd, StartContainer)
 
 

@@ -28,6 +28,7 @@ from nodeagent.helper_server import HelperServer
 from nodeagent.kernel import netlink
 from nodeagent.kernel.linux import LinuxKernel
 from nodeagent.kernel.watch import LinkWatch
+from nodeagent.kernel.wireguard_keys import WireguardKeys
 from nodeagent.sandboxes import MountedSandboxes
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sandboxes = MountedSandboxes(options.docker_exec_root / "netns")
             passages = DockerUserPassages()
         host = Host(
-            LinuxKernel(),
+            LinuxKernel(WireguardKeys(options.state_dir / "wireguard")),
             container_backend,
             host_backend,
             engines,

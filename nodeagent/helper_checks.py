@@ -23,6 +23,7 @@ from firewall_rules.policy import (
 from netctl.model import Workload
 from nodeagent import helper_values as values
 from nodeagent.kernel import sysctls
+from nodeagent.kernel.wireguard import listen_port
 from nodeagent.kernel_state import DOCKER, Route, Tunnel
 from nodeagent.ops import (
     ClosePassage,
@@ -32,6 +33,7 @@ from nodeagent.ops import (
     DeletePort,
     DeleteRoute,
     DeleteTunnel,
+    DeleteWireguard,
     ForgetSandbox,
     Op,
     OpenPassage,
@@ -45,6 +47,7 @@ from nodeagent.ops import (
     SetRoute,
     SetSysctl,
     SetTunnel,
+    SetWireguard,
     StartContainer,
     StopContainer,
     UpdateContainerRules,
@@ -98,6 +101,8 @@ class OperationChecks:
         tunnel: Tunnel = operation.tunnel
         values.match(values.TUNNEL, tunnel.device, "tunnel device")
         values.among(("gre", "vxlan"), tunnel.encapsulation, "encapsulation of a device")
+        if not tunnel.device.startswith(names.TUNNEL_PREFIX + tunnel.encapsulation[0]):
+            raise values.refuse(f"device of {tunnel.encapsulation}", tunnel.device)
         values.match(values.ADDRESS, tunnel.local, "address")
         values.match(values.ADDRESS, tunnel.remote, "address")
         values.mtu(tunnel.mtu)
@@ -110,17 +115,40 @@ class OperationChecks:
         values.match(values.OUR_LINK, operation.device, "link of ours")
 
     @check.register
+    def _(self, operation: SetWireguard) -> None:
+        link = operation.link
+        if not 0 < link.generation <= values.MAX_KEY_GENERATION:
+            raise values.refuse("generation of a key", link.generation)
+        if link.device != names.wireguard_device(link.generation):
+            raise values.refuse("link of this generation", link.device)
+        if link.port != listen_port(link.generation):
+            raise values.refuse("port of this generation", link.port)
+        values.mtu(link.mtu)
+        for peer in link.peers:
+            values.block(peer.block)
+            values.match(values.KEY, peer.key, "key")
+            values.match(values.ADDRESS, peer.endpoint, "address")
+            values.port("udp", peer.port)
+
+    @check.register
+    def _(self, operation: DeleteWireguard) -> None:
+        values.match(values.WIREGUARD, operation.device, "WireGuard link of ours")
+        values.number(operation.generation, values.MAX_KEY_GENERATION, "generation of a key")
+        if operation.generation and operation.device != names.wireguard_device(operation.generation):
+            raise values.refuse("link of this generation", operation.device)
+
+    @check.register
     def _(self, operation: SetRoute) -> None:
         route: Route = operation.route
         values.block(route.block)
-        self._tunnel_or_underlay(route.device)
+        self._link_to_peers(route.device)
         values.match(values.ADDRESS, route.source, "address")
         values.match(values.ADDRESS, route.via or route.source, "address")
         values.match(values.MAC, route.via_mac or "00:00:00:00:00:00", "Ethernet address")
         values.mtu(route.mtu or 576)
 
-    def _tunnel_or_underlay(self, device: str) -> None:
-        if device != self._underlay_device() or not device:
+    def _link_to_peers(self, device: str) -> None:
+        if values.WIREGUARD.fullmatch(device) is None and (device != self._underlay_device() or not device):
             values.match(values.TUNNEL, device, "tunnel device")
 
     @check.register
@@ -208,7 +236,8 @@ class OperationChecks:
         values.match(values.CIDR, policy.supernet, "network")
         values.match(values.ADDRESS, policy.resolver or policy.address, "address")
         values.networks(policy.closed)
-        values.number(policy.vxlan_port, values.MAX_PORT, "port")
+        for port in (policy.vxlan_port, *policy.wireguard_ports):
+            values.port("udp", port)
         self._host_elements(policy.bindings, policy.pairs, policy.tunnels)
         _published(policy.publications, policy.internal)
 
@@ -231,7 +260,7 @@ class OperationChecks:
             values.match(values.ADDRESS, pair.other, "address")
             values.time_or_never(pair.expires_at)
         for tunnel in tunnels:
-            self._tunnel_or_underlay(tunnel.device)
+            self._link_to_peers(tunnel.device)
             values.block(tunnel.block)
             values.among(_OUTER, tunnel.encapsulation, "encapsulation")
             values.match(values.ADDRESS, tunnel.outer, "address")

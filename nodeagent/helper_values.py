@@ -15,12 +15,13 @@ import msgspec
 from firewall_rules import names
 from firewall_rules.policy import Opening
 from netctl.errors import InvalidError
-from netctl.model import Address, Cidr, ContainerId, Mac, Name
+from netctl.model import Address, Cidr, ContainerId, Mac, Name, PublicKey
 from nodeagent.kernel_state import ContainerEnd
 
 MAX_PORT: Final = 65535
 MAX_VNI: Final = 2**24
 MAX_GENERATION: Final = 2**62
+MAX_KEY_GENERATION: Final = 2**31
 _SHORTEST_BLOCK: Final = 8
 _NO_HOSTS: Final = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
 """RFC 6890; multicast: RFC 5771."""
@@ -37,7 +38,10 @@ CIDR: Final = _pattern(Cidr)
 MAC: Final = _pattern(Mac)
 CONTAINER: Final = _pattern(ContainerId)
 NAME: Final = _pattern(Name)
-TUNNEL: Final = re.compile(f"{names.TUNNEL_PREFIX}[0-9a-f]{{8}}")
+KEY: Final = _pattern(PublicKey)
+TUNNEL: Final = re.compile(f"{names.TUNNEL_PREFIX}[gv][0-9a-f]{{8}}")
+WIREGUARD: Final = re.compile("|".join(map(names.wireguard_device, (0, 1))))
+"""Our WireGuard links take turns with two names."""
 PORT: Final = re.compile(f"{names.PORT_PREFIX}[0-9a-f]{{12}}")
 OUR_LINK: Final = re.compile(
     f"({names.TUNNEL_PREFIX}|{names.PORT_PREFIX}|{names.ENDPOINT_PREFIX})[0-9A-Za-z_.-]{{0,12}}"

@@ -6,7 +6,6 @@ A container's address is what permits know it by, so a Docker endpoint is served
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 import attrs
 
@@ -25,9 +24,6 @@ from netctl.model import NodeState, Permit, bridge_address
 from nodeagent.desired_index import DesiredIndex, PairKey, pair_key
 from nodeagent.endpoints import Endpoint
 from nodeagent.kernel_state import DOCKER
-
-VXLAN_PORT: Final = 4789
-"""UDP port of VXLAN (RFC 7348), the same on every node."""
 
 
 def gateway_of(header: NodeState) -> tuple[str, str]:
@@ -60,6 +56,7 @@ def host_policy(
     elements: HostElements,
     pairs: Iterable[Pair],
     tunnels: Iterable[TunnelPolicy],
+    wireguard_ports: frozenset[int],
 ) -> HostPolicy:
     """Return layer 2."""
     header = desired.header
@@ -74,7 +71,8 @@ def host_policy(
         bindings=frozenset(elements.bindings),
         pairs=frozenset(pairs),
         tunnels=frozenset(tunnels),
-        vxlan_port=VXLAN_PORT,
+        vxlan_port=header.vxlan_port,
+        wireguard_ports=wireguard_ports,
         publications=frozenset(elements.published),
         internal=frozenset(elements.internal),
     )

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from firewall_rules import names
-from firewall_rules.policy import ContainerPolicy, PortBinding, TunnelPolicy
-from netctl.model import NodeState, Peer, PlacedContainer, bridge_address, mac_of
+from firewall_rules.policy import ContainerPolicy, PortBinding
+from netctl.model import NodeState, Peer, PlacedContainer, mac_of
 from netctl.wire.messages import NodeError
 from nodeagent.desired_index import DesiredIndex, Scope
 from nodeagent.endpoints import Endpoint, Endpoints
@@ -23,12 +23,9 @@ from nodeagent.kernel_state import (
     EngineContainer,
     HostFacts,
     HostState,
-    Route,
-    Tunnel,
 )
 from nodeagent.latest import Latest
 from nodeagent.policies import (
-    VXLAN_PORT,
     HostElements,
     container_policy,
     endpoint_policy,
@@ -37,11 +34,18 @@ from nodeagent.policies import (
     is_recorded,
     pairs_of,
 )
+from nodeagent.tunnels import (
+    missing_tunnels,
+    routes_of,
+    sysctls_of,
+    tunnel_policies,
+    tunnels_of,
+    wireguard_links,
+    wireguard_ports,
+)
 
 FORWARDING: Final = "net/ipv4/ip_forward"
 """The one setting of the whole host that we change (ip-sysctl.rst), and set back when we go."""
-ENCAPSULATIONS: Final = ("gre", "vxlan", "direct")
-"""What this agent can make of a tunnel."""
 ENDED: Final = ("exited", "failed")
 """States of a container whose command is over."""
 WITH_NAMESPACE: Final = ("created", "running", *ENDED)
@@ -82,25 +86,31 @@ def target(
         return HostState(containers=parts.engine)
     for endpoint in endpoints.by_key.values():
         parts.add_endpoint(endpoint, endpoints)
-    tunnels = [_tunnel(desired.header, facts, peer) for peer in _reachable(desired)]
-    devices = {tunnel.device: tunnel for tunnel in tunnels if tunnel is not None}
+    header, peers = desired.header, desired.peers.values()
+    tunnels = tunnels_of(header, facts, peers)
+    links = wireguard_links(header, facts, peers)
     return HostState(
-        bridge=_bridge(desired.header),
-        sysctls=_sysctls(devices, publishes=DOCKER in facts.engines),
-        tunnels=devices,
-        routes={peer.block: _route(desired.header, facts, peer) for peer in _reachable(desired)},
+        bridge=_bridge(header),
+        sysctls={
+            **_sysctls(publishes=DOCKER in facts.engines),
+            **sysctls_of((names.BRIDGE, *tunnels), links),
+        },
+        tunnels=tunnels,
+        routes=routes_of(header, facts, peers),
         ports=parts.ports,
         ends=parts.ends,
         host_policy=host_policy(
             desired,
             parts.host,
             pairs=pairs_of(desired, desired.permits, now),
-            tunnels=(_tunnel_policy(facts, peer) for peer in _reachable(desired)),
+            tunnels=tunnel_policies(header, facts, peers),
+            wireguard_ports=wireguard_ports(header, facts),
         ),
         container_policies=parts.policies,
         containers=parts.engine,
         sandboxes=parts.sandboxes,
         passages=dict.fromkeys(observed.passages, True) if DOCKER in facts.engines else {},
+        wireguard=links,
     )
 
 
@@ -108,26 +118,21 @@ def troubles(desired: DesiredIndex, facts: HostFacts) -> tuple[NodeError, ...]:
     """Return what the broker wants and this host cannot give, so that `target` leaves it out."""
     if desired.header.block is None:
         return ()
-    return _troubles(desired.containers, desired.peers, facts)
+    return _troubles(desired.containers, desired.peers, desired.header, facts)
 
 
 def _troubles_of(
-    containers: Mapping[str, PlacedContainer], peers: Mapping[str, Peer], facts: HostFacts
+    containers: Mapping[str, PlacedContainer],
+    peers: Mapping[str, Peer],
+    header: NodeState,
+    facts: HostFacts,
 ) -> tuple[NodeError, ...]:
     errors = []
     for container in containers.values():
         hindrance = "" if container.origin == "engine" else _hindrance(container, facts)
         if hindrance:
             errors.append(NodeError(container.name, f"{container.name} cannot run here: {hindrance}"))
-    errors.extend(
-        NodeError(
-            peer.name,
-            f"no tunnel to {peer.name}: the two nodes have no encapsulation in common",
-            "start both agents with an --encapsulation that both kernels have",
-        )
-        for peer in peers.values()
-        if peer.encapsulation not in ENCAPSULATIONS
-    )
+    errors.extend(missing_tunnels(header, facts, peers.values()))
     if facts.host_firewall and not containers:
         errors.append(NodeError("", f"this node can take no containers: {facts.host_firewall}"))
     return tuple(sorted(errors, key=lambda error: error.subject))
@@ -170,7 +175,13 @@ def _part(scope: Scope, parts: _Parts, endpoints: Endpoints) -> HostState:
     return HostState(
         ports=parts.ports,
         ends=parts.ends,
-        host_policy=host_policy(desired, parts.host, pairs_of(desired, scope.pairs, now), ()),
+        host_policy=host_policy(
+            desired,
+            parts.host,
+            pairs_of(desired, scope.pairs, now),
+            (),
+            wireguard_ports(desired.header, parts.facts),
+        ),
         container_policies=parts.policies,
         containers=parts.engine,
         sandboxes=parts.sandboxes,
@@ -309,65 +320,13 @@ def _end(header: NodeState, address: str) -> ContainerEnd:
     return ContainerEnd(address=f"{address}/{length}", gateway=gateway, mtu=header.mtu, mac=mac_of(address))
 
 
-def _sysctls(tunnels: Iterable[str], *, publishes: bool) -> dict[str, str]:
-    """Return the settings (ip-sysctl.rst): forward, strict reverse path, no redirects, no IPv6.
+def _sysctls(*, publishes: bool) -> dict[str, str]:
+    """Return the settings of host and bridge alone (ip-sysctl.rst): forward, no IPv6.
 
     Where containers may publish ports, the node itself reaches them by its loopback too; what comes from
     the bridge for such an address is dropped by our tables.
     """
     wanted = {FORWARDING: "1", f"net/ipv6/conf/{names.BRIDGE}/disable_ipv6": "1"}
-    for device in (names.BRIDGE, *tunnels):
-        wanted[f"net/ipv4/conf/{device}/rp_filter"] = "1"
-        wanted[f"net/ipv4/conf/{device}/send_redirects"] = "0"
-        wanted[f"net/ipv4/conf/{device}/accept_redirects"] = "0"
     if publishes:
         wanted[f"net/ipv4/conf/{names.BRIDGE}/route_localnet"] = "1"
     return wanted
-
-
-# --- peers ------------------------------------------------------------------------------------------
-
-
-def _reachable(desired: DesiredIndex) -> Iterable[Peer]:
-    return (peer for peer in desired.peers.values() if peer.encapsulation in ENCAPSULATIONS)
-
-
-def _tunnel(header: NodeState, facts: HostFacts, peer: Peer) -> Tunnel | None:
-    if peer.encapsulation == "direct":
-        return None
-    vxlan = peer.encapsulation == "vxlan"
-    return Tunnel(
-        device=names.tunnel_device(peer.block, peer.encapsulation),
-        encapsulation=peer.encapsulation,
-        local=facts.underlay,
-        remote=peer.underlay,
-        mtu=peer.mtu,
-        vni=peer.vni if vxlan else 0,
-        port=VXLAN_PORT if vxlan else 0,
-        mac=mac_of(gateway_of(header)[0]) if vxlan else "",
-    )
-
-
-def _route(header: NodeState, facts: HostFacts, peer: Peer) -> Route:
-    source = gateway_of(header)[0]
-    if peer.encapsulation == "direct":
-        return Route(
-            block=peer.block, device=facts.underlay_device, source=source, via=peer.underlay, mtu=peer.mtu
-        )
-    device = names.tunnel_device(peer.block, peer.encapsulation)
-    if peer.encapsulation == "vxlan":
-        far = bridge_address(peer.block)
-        return Route(block=peer.block, device=device, source=source, via=far, via_mac=mac_of(far))
-    return Route(block=peer.block, device=device, source=source)
-
-
-def _tunnel_policy(facts: HostFacts, peer: Peer) -> TunnelPolicy:
-    direct = peer.encapsulation == "direct"
-    return TunnelPolicy(
-        device=facts.underlay_device if direct else names.tunnel_device(peer.block, peer.encapsulation),
-        block=peer.block,
-        encapsulation=peer.encapsulation,
-        outer=peer.underlay,
-        vni=peer.vni if peer.encapsulation == "vxlan" else 0,
-        mac=peer.underlay_mac if direct else "",
-    )

@@ -7,12 +7,22 @@ from typing import Protocol
 
 import attrs
 
-from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, HostChecks, HostFacts, Route, Tunnel
+from nodeagent.kernel_state import (
+    Bridge,
+    ContainerEnd,
+    ContainerPort,
+    HostChecks,
+    HostFacts,
+    Route,
+    Tunnel,
+    WireguardLink,
+)
 from nodeagent.ops import (
     DeleteBridge,
     DeletePort,
     DeleteRoute,
     DeleteTunnel,
+    DeleteWireguard,
     SetBridge,
     SetEnd,
     SetEndpoint,
@@ -20,11 +30,12 @@ from nodeagent.ops import (
     SetRoute,
     SetSysctl,
     SetTunnel,
+    SetWireguard,
 )
 
 KernelOp = (
-    SetSysctl | SetBridge | DeleteBridge | SetTunnel | DeleteTunnel | SetRoute | DeleteRoute
-    | SetPort | SetEnd | SetEndpoint | DeletePort
+    SetSysctl | SetBridge | DeleteBridge | SetTunnel | DeleteTunnel | SetWireguard | DeleteWireguard
+    | SetRoute | DeleteRoute | SetPort | SetEnd | SetEndpoint | DeletePort
 )  # fmt: skip
 
 
@@ -41,6 +52,7 @@ class Links:
     routes: Mapping[str, Route]
     ports: Mapping[str, ContainerPort]
     ends: Mapping[str, ContainerEnd]
+    wireguard: Mapping[str, WireguardLink] = attrs.field(factory=dict)
 
 
 class Kernel(Protocol):
@@ -50,9 +62,10 @@ class Kernel(Protocol):
     """
 
     def facts(self, underlay: str | None) -> HostFacts:
-        """Say what the host is. `underlay`: the address to use; None: that of the default route's link.
+        """Say what the host is. `underlay`: the address, or its link; None: the default route's link's.
 
-        Firewall and engine fields are filled in by the caller.
+        Firewall and engine fields are filled in by the caller. Where the kernel has WireGuard, a key of
+        generation 1 is made if there is none of any. `SetWireguard` may make another: ask again after it.
 
         Raises:
             KernelError: No such address on this host.

@@ -1,4 +1,4 @@
-"""Raw rtnetlink sockets inside any network namespace: batches out, refusals and dumps in.
+"""Raw netlink sockets inside any network namespace: batches out, refusals and dumps in.
 
 A socket belongs for ever to the namespace its thread was in when it was made, so the thread goes in,
 makes it, and comes back at once. Only a single-threaded process may do so; a process that cannot come
@@ -22,6 +22,8 @@ import attrs
 from netctl.errors import KernelError
 
 CLONE_NEWNET: Final = 0x40000000
+GENERIC: Final = 16
+"""NETLINK_GENERIC of linux/netlink.h: the protocol of kernel parts without one of their own."""
 
 _SOL_NETLINK = 270
 _CAP_ACK = 10  # acknowledgements without a copy of the message
@@ -112,18 +114,21 @@ class Answer:
 
 
 class Channel:
-    """A route socket in one network namespace. For one thread, one question at a time.
+    """A netlink socket in one network namespace. For one thread, one question at a time.
 
     Args:
         namespace: A descriptor of the namespace; None: the process's own.
         groups: Bit mask of RTMGRP_* to be told of, see rtnetlink(7); such a channel asks nothing.
+        protocol: Of netlink(7): rtnetlink unless another is said.
 
     Raises:
         KernelError: The namespace cannot be entered.
     """
 
-    def __init__(self, namespace: int | None = None, groups: int = 0) -> None:
-        self._socket = self._open() if namespace is None else self._open_in(namespace)
+    def __init__(
+        self, namespace: int | None = None, groups: int = 0, *, protocol: int = socket.NETLINK_ROUTE
+    ) -> None:
+        self._socket = self._open(protocol) if namespace is None else self._open_in(namespace, protocol)
         for option in (_CAP_ACK, _EXT_ACK, _STRICT):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         if groups:
@@ -131,12 +136,12 @@ class Channel:
         self._sequence = 0
 
     @staticmethod
-    def _open() -> socket.socket:
-        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    def _open(protocol: int) -> socket.socket:
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
 
-    def _open_in(self, namespace: int) -> socket.socket:
+    def _open_in(self, namespace: int, protocol: int) -> socket.socket:
         with inside(namespace):
-            return self._open()
+            return self._open(protocol)
 
     def __enter__(self) -> Self:
         return self

@@ -165,18 +165,23 @@ def family(body: bytes) -> int:
 
 @attrs.frozen
 class LinkAddress:
-    """One IPv4 address of a link, ``a.b.c.d/len``."""
+    """One IPv4 address of a link, ``a.b.c.d/len``.
+
+    Attributes:
+        scope: RT_SCOPE_*, see rtnetlink(7): how far away it means something; 0: everywhere.
+    """
 
     index: int
     address: str
+    scope: int = 0
 
 
 def link_address(body: bytes) -> LinkAddress:
     """Read an RTM_NEWADDR or RTM_DELADDR."""
-    _, length, _, _, index = _ADDR.unpack_from(body)
+    _, length, _, scope, index = _ADDR.unpack_from(body)
     found = attributes(body, _ADDR.size)
     local = found.get(2, found.get(1))  # IFA_LOCAL; IFA_ADDRESS is the far end of a point-to-point link
-    return LinkAddress(index, f"{_address(local)}/{length}")
+    return LinkAddress(index, f"{_address(local)}/{length}", scope)
 
 
 @attrs.frozen

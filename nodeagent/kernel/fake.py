@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import singledispatchmethod
 
 import attrs
 
 from firewall_rules import names
+from netctl.model import WireguardEnd
 from nodeagent.kernel.base import KernelOp, Links
-from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, HostChecks, HostFacts, Route, Tunnel
+from nodeagent.kernel.wireguard import listen_port
+from nodeagent.kernel_state import (
+    Bridge,
+    ContainerEnd,
+    ContainerPort,
+    HostChecks,
+    HostFacts,
+    Route,
+    Tunnel,
+    WireguardLink,
+)
 from nodeagent.ops import (
     DeleteBridge,
     DeletePort,
     DeleteRoute,
     DeleteTunnel,
+    DeleteWireguard,
     SetBridge,
     SetEnd,
     SetEndpoint,
@@ -22,6 +35,7 @@ from nodeagent.ops import (
     SetRoute,
     SetSysctl,
     SetTunnel,
+    SetWireguard,
 )
 
 
@@ -81,6 +95,9 @@ class FakeKernel:
         writes: Operations tried so far: the messages an agent has sent to the kernel.
         observations: Calls of `observe` so far.
         containers: Container id by device of its port.
+        wireguard: By device.
+        keys: Public halves of the node's WireGuard keys, by generation. They are made where `host_facts` has
+            wireguard among its encapsulations.
         far_ends: By device of an endpoint's port: the Ethernet address of its far end, and where that is, a
             name of the node's own links or, once a test let Docker move it, empty.
     """
@@ -95,6 +112,8 @@ class FakeKernel:
     ends: dict[str, ContainerEnd] = attrs.field(factory=dict)
     containers: dict[str, str] = attrs.field(factory=dict)
     far_ends: dict[str, tuple[str, str]] = attrs.field(factory=dict)
+    wireguard: dict[str, WireguardLink] = attrs.field(factory=dict)
+    keys: dict[int, str] = attrs.field(factory=dict)
     refuse: dict[type, str] = attrs.field(factory=dict)
     refuse_at: dict[int, str] = attrs.field(factory=dict)
     crash_before: Callable[[int], None] = attrs.field(default=lambda _number: None)
@@ -104,7 +123,17 @@ class FakeKernel:
 
     def facts(self, underlay: str | None) -> HostFacts:
         """See `Kernel`."""
-        return attrs.evolve(self.host_facts, underlay=underlay or self.host_facts.underlay)
+        facts = attrs.evolve(self.host_facts, underlay=underlay or self.host_facts.underlay)
+        if "wireguard" not in facts.encapsulations:
+            return facts
+        if not self.keys:
+            self._make_key(1)
+        ends = (WireguardEnd(number, key, listen_port(number)) for number, key in sorted(self.keys.items()))
+        return attrs.evolve(facts, wireguard=tuple(ends))
+
+    def _make_key(self, generation: int) -> None:
+        if generation not in self.keys:
+            self.keys[generation] = secrets.token_hex(32)
 
     def checks(self, peers: Sequence[str]) -> HostChecks:
         """See `Kernel`."""
@@ -124,6 +153,7 @@ class FakeKernel:
             routes=dict(self.routes),
             ports=dict(self.ports),
             ends=dict(self.ends),
+            wireguard=dict(self.wireguard),
         )
 
     def apply(self, operations: Sequence[KernelOp], namespaces: Mapping[str, int]) -> list[str]:
@@ -162,7 +192,7 @@ class FakeKernel:
     @_do.register
     def _(self, operation: SetSysctl, _namespaces: Mapping[str, int]) -> None:
         parts = operation.path.split("/")
-        own = {*self.tunnels, *((names.BRIDGE,) if self.bridge else ())}
+        own = {*self.tunnels, *self.wireguard, *((names.BRIDGE,) if self.bridge else ())}
         if "conf" in parts and parts[-2] not in {*own, "all", "default", self.host_facts.underlay_device}:
             raise _RefusedError(f"no such sysctl: {operation.path}")
         self.sysctls[operation.path] = operation.value
@@ -196,9 +226,26 @@ class FakeKernel:
         self._drop_tunnel(operation.device)
 
     @_do.register
+    def _(self, operation: SetWireguard, _namespaces: Mapping[str, int]) -> None:
+        link = operation.link
+        if "wireguard" not in self.host_facts.encapsulations:
+            raise _RefusedError("this kernel has no WireGuard")
+        old = self.wireguard.get(link.device)
+        if old is not None and old.generation != link.generation:
+            self._drop_tunnel(link.device)
+            self.keys.pop(old.generation, None)
+        self._make_key(link.generation)
+        self.wireguard[link.device] = link
+
+    @_do.register
+    def _(self, operation: DeleteWireguard, _namespaces: Mapping[str, int]) -> None:
+        self._drop_tunnel(operation.device)
+        self.keys.pop(operation.generation, None)
+
+    @_do.register
     def _(self, operation: SetRoute, _namespaces: Mapping[str, int]) -> None:
         route = operation.route
-        if route.device not in {*self.tunnels, self.host_facts.underlay_device}:
+        if route.device not in {*self.tunnels, *self.wireguard, self.host_facts.underlay_device}:
             raise _RefusedError(f"no such device: {route.device}")
         if self.bridge is None or self.bridge.address.partition("/")[0] != route.source:
             raise _RefusedError(f"{route.source} is no address of this host")
@@ -252,6 +299,7 @@ class FakeKernel:
 
     def _drop_tunnel(self, device: str) -> None:
         self.tunnels.pop(device, None)
+        self.wireguard.pop(device, None)
         self.routes = {b: r for b, r in self.routes.items() if r.device != device}
         self._drop_sysctls_of(device)
 

@@ -13,35 +13,40 @@ from netctl.model import Encapsulation
 from nodeagent.kernel import decode, questions
 from nodeagent.kernel.channel import Channel, new_namespace
 from nodeagent.kernel.observe import is_ours
+from nodeagent.kernel.wireguard_links import WireguardLinks
 from nodeagent.kernel_state import HostFacts
 
 _TABLE_LOCAL = 255
-_KINDS: tuple[Encapsulation, ...] = ("gre", "vxlan")
+_KINDS: tuple[Encapsulation, ...] = ("gre", "vxlan", "wireguard")
 _CLAIMING = (1, 6, 7, 8)  # RTN_UNICAST, _BLACKHOLE, _UNREACHABLE, _PROHIBIT
+_EVERYWHERE = 0  # RT_SCOPE_UNIVERSE
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 _MULTICAST = IPv4Network("224.0.0.0/4")
 
 
-def read_facts(channel: Channel, underlay: str | None) -> HostFacts:
+def read_facts(channel: Channel, wireguard: WireguardLinks, underlay: str | None) -> HostFacts:
     """See `nodeagent.kernel.base.Kernel.facts`."""
     named = dict(decode.link_name(answer.body) for answer in channel.dump(questions.dump_links()))
     addresses = [decode.link_address(a.body) for a in channel.dump(questions.dump_addresses())]
     routes = [decode.route(a.body) for a in channel.dump(questions.dump_routes(table=0))]
-    found = _underlay(underlay, addresses, routes)
+    found = _underlay(underlay, named, addresses, routes)
     answer = channel.get(questions.get_link(named[found.index]))[0]
     if answer is None:
         raise KernelError(f"the link of {found.address} went away", "try again")
     link = decode.link(answer.body)
+    able = encapsulations()
+    ends = wireguard.ends() if "wireguard" in able else ()
     return HostFacts(
         underlay=str(IPv4Interface(found.address).ip),
         underlay_device=link.name,
         underlay_mac=link.mac,
         underlay_mtu=link.mtu,
-        encapsulations=encapsulations(),
+        encapsulations=tuple(one for one in able if one != "wireguard" or ends),
         firewall="none",
         host_firewall="",
         engines=(),
         networks=_networks(named, addresses, routes),
+        wireguard=ends,
     )
 
 
@@ -54,15 +59,13 @@ def read_networks(channel: Channel) -> tuple[str, ...]:
 
 
 def _underlay(
-    wanted: str | None, addresses: list[decode.LinkAddress], routes: list[decode.KernelRoute]
+    wanted: str | None,
+    named: dict[int, str],
+    addresses: list[decode.LinkAddress],
+    routes: list[decode.KernelRoute],
 ) -> decode.LinkAddress:
     if wanted is not None:
-        for one in addresses:
-            if one.address.partition("/")[0] == wanted:
-                return one
-        raise KernelError(
-            f"{wanted} is no address of this host", "name one of the host's own addresses with --underlay"
-        )
+        return _named_underlay(wanted, named, addresses)
     defaults = sorted(
         (r for r in routes if r.destination == "0.0.0.0/0" and r.kind == 1 and r.table != _TABLE_LOCAL),
         key=lambda route: route.metric,
@@ -78,6 +81,26 @@ def _underlay(
     )
 
 
+def _named_underlay(
+    wanted: str, named: dict[int, str], addresses: list[decode.LinkAddress]
+) -> decode.LinkAddress:
+    """Return the address that is `wanted`, or the first of the link of that name that others may reach."""
+    for one in addresses:
+        if one.address.partition("/")[0] == wanted:
+            return one
+    for one in addresses:
+        if named.get(one.index) == wanted and one.scope == _EVERYWHERE:
+            return one
+    if wanted in named.values():
+        raise KernelError(
+            f"the link {wanted} has no IPv4 address", "give it one, or name another link with --underlay"
+        )
+    raise KernelError(
+        f"{wanted} is no address and no link of this host",
+        "name one of the host's own addresses, or the link that has it, with --underlay",
+    )
+
+
 def _networks(
     named: dict[int, str], addresses: list[decode.LinkAddress], routes: list[decode.KernelRoute]
 ) -> tuple[str, ...]:
@@ -88,16 +111,18 @@ def _networks(
     networks.update(
         IPv4Network(route.destination)
         for route in routes
-        if route.kind in _CLAIMING
-        and route.table != _TABLE_LOCAL
-        and route.protocol != names.ROUTE_PROTOCOL
-        and not is_ours(named.get(route.index, ""))
+        if claims(route) and not is_ours(named.get(route.index, ""))
     )
     return tuple(
         str(network)
         for network in sorted(networks)
         if network.prefixlen > 0 and not network.subnet_of(_LOOPBACK) and not network.subnet_of(_MULTICAST)
     )
+
+
+def claims(route: decode.KernelRoute) -> bool:
+    """Tell whether a route that is not ours says where a network is, or that it is nowhere."""
+    return route.kind in _CLAIMING and route.table != _TABLE_LOCAL and route.protocol != names.ROUTE_PROTOCOL
 
 
 @functools.cache

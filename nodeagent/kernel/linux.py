@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -23,12 +24,15 @@ from nodeagent.kernel.observe import (
     read_links,
     read_tunnel,
 )
+from nodeagent.kernel.wireguard_keys import WireguardKeys
+from nodeagent.kernel.wireguard_links import WireguardLinks
 from nodeagent.kernel_state import ContainerEnd, ContainerPort, HostChecks, HostFacts
 from nodeagent.ops import (
     DeleteBridge,
     DeletePort,
     DeleteRoute,
     DeleteTunnel,
+    DeleteWireguard,
     SetBridge,
     SetEnd,
     SetEndpoint,
@@ -36,6 +40,7 @@ from nodeagent.ops import (
     SetRoute,
     SetSysctl,
     SetTunnel,
+    SetWireguard,
 )
 
 _FULL = str(
@@ -46,10 +51,15 @@ _NO_NAMESPACE = "the container has no network namespace (any more)"
 
 
 class LinuxKernel:
-    """The links of the process's own network namespace and of its containers'. For one thread."""
+    """The links of the process's own network namespace and of its containers'. For one thread.
 
-    def __init__(self) -> None:
+    Args:
+        wireguard_keys: Where the node's WireGuard keys are; None: it is no use to it that the kernel has it.
+    """
+
+    def __init__(self, wireguard_keys: WireguardKeys | None = None) -> None:
         self._channel = Channel()
+        self._wireguard = WireguardLinks(self._channel, wireguard_keys)
         self._examiner = HostExaminer(self._channel)
         self._handlers: dict[type, Callable[[Sequence[Any], Mapping[str, int]], list[str]]] = {
             SetSysctl: self._set_sysctls,
@@ -57,6 +67,8 @@ class LinuxKernel:
             DeleteBridge: self._delete_bridge,
             SetTunnel: self._set_tunnels,
             DeleteTunnel: self._delete_links,
+            SetWireguard: self._set_wireguard,
+            DeleteWireguard: self._delete_wireguard,
             SetRoute: self._set_routes,
             DeleteRoute: self._delete_routes,
             SetPort: self._set_ports,
@@ -66,12 +78,13 @@ class LinuxKernel:
         }
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Let go of the sockets."""
+        self._wireguard.close()
         self._channel.close()
 
     def facts(self, underlay: str | None) -> HostFacts:
         """See `Kernel`."""
-        return read_facts(self._channel, underlay)
+        return read_facts(self._channel, self._wireguard, underlay)
 
     def checks(self, peers: Sequence[str]) -> HostChecks:
         """See `Kernel`."""
@@ -79,7 +92,7 @@ class LinuxKernel:
 
     def observe(self, namespaces: Mapping[str, int]) -> Links:
         """See `Kernel`."""
-        return read_links(self._channel, namespaces)
+        return read_links(self._channel, self._wireguard, namespaces)
 
     def apply(self, operations: Sequence[KernelOp], namespaces: Mapping[str, int]) -> list[str]:
         """See `Kernel`. Operations of one kind that follow each other share their messages' batches."""
@@ -134,6 +147,15 @@ class LinuxKernel:
         return [
             _text(operation.tunnel.device, refusal)
             for operation, refusal in zip(operations, self._send(batches), strict=True)
+        ]
+
+    def _set_wireguard(self, operations: Sequence[SetWireguard], _: Mapping[str, int]) -> list[str]:
+        return [_tried(partial(self._wireguard.set, operation.link)) for operation in operations]
+
+    def _delete_wireguard(self, operations: Sequence[DeleteWireguard], _: Mapping[str, int]) -> list[str]:
+        return [
+            _tried(partial(self._wireguard.delete, operation.device, operation.generation))
+            for operation in operations
         ]
 
     def _set_routes(self, operations: Sequence[SetRoute], _: Mapping[str, int]) -> list[str]:
@@ -295,6 +317,14 @@ def _set_end(channel: Channel, end: ContainerEnd) -> str:
         messages.append(netlink.set_link(names.CONTAINER_LINK, mtu=mtu, mac=mac))
     messages.append(netlink.set_default_route(seen.index, end.gateway))
     return _text(names.CONTAINER_LINK, _first(channel.send(messages)))
+
+
+def _tried(attempt: Callable[[], str]) -> str:
+    """Return why one operation failed, however it says so."""
+    try:
+        return attempt()
+    except (KernelError, OSError) as error:
+        return str(error)
 
 
 def _first(refusals: Sequence[Refusal | None]) -> Refusal | None:

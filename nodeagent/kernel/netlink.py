@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from firewall_rules import names
-from nodeagent.kernel_state import Bridge, Route, Tunnel
+from nodeagent.kernel_state import Bridge, Route, Tunnel, WireguardLink
 
 NEWLINK: Final = 16
 DELLINK: Final = 17
@@ -187,6 +187,13 @@ def create_tunnel(tunnel: Tunnel) -> bytes:
     if tunnel.mac:
         attributes.append(("IFLA_ADDRESS", tunnel.mac))
     return link(NEWLINK, CREATE | EXCL, [*attributes, info], up=True)
+
+
+def create_wireguard(wanted: WireguardLink) -> bytes:
+    """Make a WireGuard link, down: it comes up once it has its key and its peers."""
+    kind = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "wireguard")]})
+    attributes = [("IFLA_IFNAME", wanted.device), ("IFLA_MTU", wanted.mtu), kind]
+    return link(NEWLINK, CREATE | EXCL, attributes)
 
 
 def delete_link(device: str) -> bytes:

@@ -13,10 +13,12 @@ from netctl.model import Encapsulation
 from nodeagent.kernel import decode, questions, sysctls
 from nodeagent.kernel.base import Links
 from nodeagent.kernel.channel import Channel
+from nodeagent.kernel.wireguard_links import DEVICES as WIREGUARD
+from nodeagent.kernel.wireguard_links import WireguardLinks
 from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
 
 
-def read_links(channel: Channel, namespaces: Mapping[str, int]) -> Links:
+def read_links(channel: Channel, wireguard: WireguardLinks, namespaces: Mapping[str, int]) -> Links:
     """Read everything of ours, the node's by `channel`, the ends through `namespaces`.
 
     Raises:
@@ -35,8 +37,13 @@ def read_links(channel: Channel, namespaces: Mapping[str, int]) -> Links:
     # A far end that Docker has not moved, or has moved back, goes with its port; without one it is a stray.
     strays = [link for link in waiting if not named.get(link.peer, "").startswith(names.PORT_PREFIX)]
     bridge = ours.get(names.BRIDGE)
-    tunnels = {n: _tunnel(link) for n, link in ours.items() if n.startswith(names.TUNNEL_PREFIX)}
-    devices = [*(() if bridge is None else (bridge.name,)), *tunnels]
+    keyed = {n: wireguard.read(link) for n, link in ours.items() if n in WIREGUARD}
+    tunnels = {
+        n: _tunnel(link)
+        for n, link in ours.items()
+        if n.startswith(names.TUNNEL_PREFIX) and n not in WIREGUARD
+    }
+    devices = [*(() if bridge is None else (bridge.name,)), *tunnels, *keyed]
     return Links(
         bridge=None if bridge is None else _bridge(channel, bridge),
         sysctls=sysctls.read(devices),
@@ -54,6 +61,7 @@ def read_links(channel: Channel, namespaces: Mapping[str, int]) -> Links:
             if link.name.startswith((names.PORT_PREFIX, names.ENDPOINT_PREFIX))
         },
         ends=_ends(namespaces),
+        wireguard=keyed,
     )
 
 

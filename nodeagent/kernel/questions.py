@@ -95,10 +95,11 @@ def dump_neighbours() -> bytes:
 _TRIED: Final = {
     "gre": _attribute(_GRE_REMOTE, bytes((192, 0, 2, 2))),
     "vxlan": _attribute(_VXLAN_ID, b"\1\0\0\0"),
+    "wireguard": b"",
 }
 
 
 def try_kind(kind: str) -> bytes:
-    """Make a link of `kind`, gre or vxlan, with the fewest settings, to see if the kernel has such links."""
+    """Make a link of `kind` (gre, vxlan, wireguard) with the fewest settings, to see if the kernel can."""
     info = _attribute(_INFO_KIND, kind.encode() + b"\0") + _attribute(_INFO_DATA, _TRIED[kind])
     return _message(NEWLINK, _CREATE, _link_head(), _name("try-" + kind), _attribute(_IFLA_LINKINFO, info))

@@ -34,7 +34,7 @@ _ALLOWED = re.compile(
             *map(re.escape, (*_HOST, _BRIDGE)),
             *(
                 re.escape(path).replace(
-                    re.escape("{}"), f"({names.BRIDGE}|{names.TUNNEL_PREFIX}[0-9a-f]{{8}})"
+                    re.escape("{}"), f"({names.BRIDGE}|{names.TUNNEL_PREFIX}([gv][0-9a-f]{{8}}|w[01]))"
                 )
                 for path in _DEVICE
             ),

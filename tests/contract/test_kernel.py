@@ -34,9 +34,9 @@ from tests.support.netns import Namespace, address, veth, wait_for
 
 BRIDGE = Bridge("10.1.0.1/16", 1450, mac_of("10.1.0.1"))
 TUNNEL = Tunnel(
-    "nct0a020000", "vxlan", "192.0.2.1", "192.0.2.2", 1450, vni=7, port=4789, mac=mac_of("10.1.0.1")
+    "nctv0a020000", "vxlan", "192.0.2.1", "192.0.2.2", 1450, vni=7, port=4789, mac=mac_of("10.1.0.1")
 )
-ROUTE = Route("10.2.0.0/16", "nct0a020000", "10.1.0.1", via="10.2.0.1", via_mac=mac_of("10.2.0.1"))
+ROUTE = Route("10.2.0.0/16", "nctv0a020000", "10.1.0.1", via="10.2.0.1", via_mac=mac_of("10.2.0.1"))
 
 
 class Node(Protocol):

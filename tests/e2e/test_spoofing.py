@@ -586,7 +586,7 @@ def through_tunnel(node: Namespace, source: str, target: str) -> Send:
 
     def send(mark: bytes) -> None:
         body = datagram(source, target, mark)
-        send_frames(node, "nct0a010000", [ethernet(mac_of("10.1.0.1"), mac_of("10.2.0.1"), IPV4, body)])
+        send_frames(node, "nctv0a010000", [ethernet(mac_of("10.1.0.1"), mac_of("10.2.0.1"), IPV4, body)])
 
     return send
 

@@ -45,8 +45,8 @@ ID = "0123456789ab" + "0" * 20
 BRIDGE = Bridge("10.1.0.1/16", 1450, mac_of("10.1.0.1"))
 PORT = ContainerPort(names.port_device(ID), 1450)
 END = ContainerEnd("10.1.0.2/16", "10.1.0.1", 1450, mac_of("10.1.0.2"))
-TUNNEL = Tunnel("nct0a020000", "vxlan", "192.0.2.1", "192.0.2.2", 1450, 7, 4789, mac_of("10.1.0.1"))
-ROUTE = Route("10.2.0.0/16", "nct0a020000", "10.1.0.1", "10.2.0.1", mac_of("10.2.0.1"))
+TUNNEL = Tunnel("nctv0a020000", "vxlan", "192.0.2.1", "192.0.2.2", 1450, 7, 4789, mac_of("10.1.0.1"))
+ROUTE = Route("10.2.0.0/16", "nctv0a020000", "10.1.0.1", "10.2.0.1", mac_of("10.2.0.1"))
 
 Make = Callable[[], Namespace]
 
@@ -346,6 +346,24 @@ def test_facts_say_what_the_host_is(kernel: KernelIn, node: Namespace, namespace
     assert kernel.facts("192.0.2.7").underlay == "192.0.2.7"
     with pytest.raises(KernelError, match=r"192\.0\.2\.9 is no address"):
         kernel.facts("192.0.2.9")
+    with pytest.raises(KernelError, match=r"up9 is no address and no link"):
+        kernel.facts("up9")
+
+
+def test_a_link_as_underlay_stands_for_its_first_global_address(node: Namespace, kernel: KernelIn) -> None:
+    node.ip("link", "add", "up0", "type", "bridge")
+    node.ip("link", "set", "up0", "up")
+    with pytest.raises(KernelError, match="up0 has no IPv4 address"):
+        kernel.facts("up0")
+    node.ip("addr", "add", "169.254.7.7/16", "dev", "up0", "scope", "link")
+    with pytest.raises(KernelError, match="up0 has no IPv4 address"):
+        kernel.facts("up0")
+    node.ip("addr", "add", "192.0.2.7/24", "dev", "up0")
+    node.ip("addr", "add", "198.51.100.7/24", "dev", "up0")
+    facts = kernel.facts("up0")
+    assert (facts.underlay, facts.underlay_device) == ("192.0.2.7", "up0")
+    node.ip("addr", "del", "192.0.2.7/24", "dev", "up0")
+    assert kernel.facts("up0").underlay == "198.51.100.7"
 
 
 # --- notices ----------------------------------------------------------------------------------------
@@ -363,7 +381,7 @@ def watch(kernel: KernelIn, node: Namespace) -> Iterator[LinkWatch]:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (f"link set {TUNNEL.device} down", "nct0a020000 changed"),
+        (f"link set {TUNNEL.device} down", "nctv0a020000 changed"),
         (f"link set {names.BRIDGE} mtu 1400", "netctl0 changed"),
         (f"link del {names.BRIDGE}", "netctl0"),
         (f"addr del 10.1.0.1/16 dev {names.BRIDGE}", "the addresses of netctl0 changed"),
@@ -378,6 +396,60 @@ def test_notices_of_what_others_do(watch: LinkWatch, node: Namespace, command: s
     change = watch.foreign_change()
     assert said in change
     assert bool(change) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("before", "command", "said"),
+    [
+        ("", "addr add 192.0.2.9/24 dev lo", "facts"),
+        ("addr add 192.0.2.9/24 dev lo", "addr del 192.0.2.9/24 dev lo", "facts"),
+        ("link add up0 type bridge", "link set up0 mtu 1400", "facts"),
+        ("link add up0 type bridge", "link set up0 address 02:00:00:00:00:07", "facts"),
+        ("link add up0 type bridge", "link set up0 up", "facts"),
+        ("link add up0 type bridge", "link set up0 name up1", "facts"),
+        ("", "route add blackhole 198.51.100.0/24", "facts"),
+        ("route add blackhole 198.51.100.0/24", "route del blackhole 198.51.100.0/24", "facts"),
+        ("", "link add up0 type bridge", ""),
+        ("link add up0 type bridge", "link del up0", ""),
+        ("link add up0 type bridge", "link set up0 txqueuelen 7", ""),
+        ("link set lo up", "route add local 198.51.100.7 dev lo", ""),
+        ("", "route add blackhole 198.51.100.0/24 proto 110", ""),
+        ("", f"link set {names.BRIDGE} mtu 1400", ""),
+        ("", f"addr add 10.1.0.9/16 dev {names.BRIDGE}", ""),
+        ("", f"route add 198.51.100.0/24 dev {names.BRIDGE}", ""),
+        ("", f"link del {names.BRIDGE}", ""),
+    ],
+)
+def test_notices_by_which_the_facts_may_be_others(
+    watch: LinkWatch, node: Namespace, before: str, command: str, said: str
+) -> None:
+    if before:
+        node.ip(*before.split())
+    watch.settle()
+    watch.facts_changed()
+    node.ip(*command.split())
+    watch.foreign_change()
+    assert watch.facts_changed() == bool(said)
+    assert not watch.facts_changed()  # it is told once
+
+
+def test_facts_that_changed_during_changes_of_our_own_are_not_lost(
+    watch: LinkWatch, node: Namespace, kernel: KernelIn
+) -> None:
+    kernel.done(SetBridge(BRIDGE))
+    node.ip("addr", "add", "192.0.2.9/24", "dev", "lo")
+    watch.settle()
+    assert watch.foreign_change() == ""
+    assert watch.facts_changed()
+
+
+def test_a_link_that_takes_or_gives_up_a_name_of_ours_is_noticed(watch: LinkWatch, node: Namespace) -> None:
+    node.ip("link", "set", names.BRIDGE, "down")
+    watch.settle()
+    node.ip("link", "set", names.BRIDGE, "name", "br9")
+    assert watch.foreign_change() == "br9 changed"
+    node.ip("link", "set", "br9", "name", names.BRIDGE)
+    assert watch.foreign_change() == f"{names.BRIDGE} changed"
 
 
 def test_own_changes_are_no_notice(watch: LinkWatch, kernel: KernelIn, namespaces: Make) -> None:

@@ -17,6 +17,7 @@ from netctl.model import (
     Permit,
     PlacedContainer,
     Port,
+    WireguardEnd,
     Workload,
 )
 from netctl.wire.messages import Applied, Envelope, Hello, Message, Report, Reset
@@ -118,14 +119,49 @@ def _containers() -> st.SearchStrategy[tuple[PlacedContainer, ...]]:
     return st.lists(one, max_size=3, unique_by=lambda c: c.id).map(tuple)
 
 
+_WAYS = ("gre", "vxlan", "wireguard", "direct")
+
+
+def _peer(number: int, way: str, others: Collection[str], key: int, mtu: int) -> Peer:
+    """Return a peer with several ways to it, and a WireGuard end unless `key` is 0."""
+    end = WireguardEnd(key, f"{number * 16 + key:064x}", 51820 + key % 2) if key else None
+    ways = () if way == "none" else tuple(one for one in _WAYS if one == way or one in others)
+    return attrs.evolve(
+        peer(number, way),
+        candidates=ways,  # type: ignore[arg-type]
+        vni=(1 << 12) | number,
+        mtu=mtu,
+        outer_mtu=1500,
+        wireguard=end,
+    )
+
+
 def _peers() -> st.SearchStrategy[tuple[Peer, ...]]:
-    one = st.builds(peer, st.sampled_from((2, 3)), st.sampled_from(("gre", "vxlan", "direct", "none")))
-    return st.lists(one, max_size=2, unique_by=lambda p: p.name).map(tuple)
+    numbers = st.sampled_from((2, 3))
+    plain = st.builds(peer, numbers, st.sampled_from(("gre", "vxlan", "direct", "none")))
+    several = st.builds(
+        _peer,
+        numbers,
+        st.sampled_from((*_WAYS, "none")),
+        st.sets(st.sampled_from(_WAYS)),
+        st.integers(0, 2),
+        st.sampled_from((1300, 1440)),
+    )
+    return st.lists(plain | several, max_size=2, unique_by=lambda p: p.name).map(tuple)
 
 
 def states() -> st.SearchStrategy[NodeState]:
     """Desired states of one node."""
-    return st.builds(state, _containers(), _peers(), _permits(), mtu=st.sampled_from((1476, 1450)))
+    return st.builds(
+        state,
+        _containers(),
+        _peers(),
+        _permits(),
+        mtu=st.sampled_from((1476, 1450)),
+        vxlan_port=st.sampled_from((4789, 4790)),
+        encryption=st.sampled_from(("off", "off", "required")),
+        wireguard_generations=st.sampled_from(((), (1,), (1, 2), (2, 1), (2,), (3, 2))),
+    )
 
 
 # --- a host over fakes ------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class OverlayNode:
         vxlan = encapsulation == "vxlan"
         block = f"10.{other.number}.0.0/16"
         tunnel = Tunnel(
-            device=names.tunnel_device(block, "vxlan"),
+            device=names.tunnel_device(block, "vxlan" if vxlan else "gre"),
             encapsulation="vxlan" if vxlan else "gre",
             local=self.underlay,
             remote=other.underlay,

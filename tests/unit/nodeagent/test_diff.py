@@ -9,25 +9,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netctl.delta import apply_delta
-from netctl.model import NodeDelta, NodeState, Permit
+from netctl.model import NodeDelta, NodeState, Permit, WireguardEnd
 from nodeagent.after import after
 from nodeagent.desired_index import DesiredIndex
 from nodeagent.diff import diff, plan, reached, removal
-from nodeagent.kernel_state import HostState
+from nodeagent.kernel_state import HostFacts, HostState
 from nodeagent.ops import ORDER, UpdateContainerRules, UpdateHostRules
 from nodeagent.target import target, troubles
 from tests.support.agents import FULL_FACTS, FakeNode, container, peer, permit, state, states
 from tests.support.examples import examples
 
 NOW = 1e9
+WIREGUARD_FACTS = attrs.evolve(
+    FULL_FACTS, wireguard=(WireguardEnd(1, "ab" * 32, 51821),), encapsulations=("gre", "vxlan", "wireguard")
+)
 
 
-def settle(node: FakeNode, wanted: NodeState) -> HostState:
+def able_node(directory: Path) -> FakeNode:
+    """Return a node whose kernel has WireGuard."""
+    node = FakeNode(directory)
+    node.kernel.host_facts = attrs.evolve(
+        node.kernel.host_facts, encapsulations=WIREGUARD_FACTS.encapsulations
+    )
+    return node
+
+
+def settle(node: FakeNode, wanted: NodeState, facts: HostFacts = FULL_FACTS) -> HostState:
     """Apply what the plan says until it says nothing more."""
     desired = DesiredIndex.of(wanted)
     helper = node.helper()
     for _ in range(6):
-        operations = plan(desired, FULL_FACTS, helper.observe(), NOW)
+        operations = plan(desired, facts, helper.observe(), NOW)
         if not operations:
             break
         assert not any(helper.apply(operations)), operations
@@ -66,12 +78,21 @@ def test_an_index_advances_as_the_whole_state_does(one: NodeState, other: NodeSt
 @given(states(), states())
 def test_from_any_state_to_any_other(one: NodeState, other: NodeState) -> None:
     with TemporaryDirectory() as directory:
-        node = FakeNode(Path(directory))
-        settle(node, one)
-        observed = settle(node, other)
-        wanted = target(DesiredIndex.of(other), FULL_FACTS, observed, NOW)
+        node = able_node(Path(directory))
+        settle(node, one, WIREGUARD_FACTS)
+        observed = settle(node, other, WIREGUARD_FACTS)
+        wanted = target(DesiredIndex.of(other), WIREGUARD_FACTS, observed, NOW)
         assert diff(wanted, observed, other.containers) == ()
-        for field in ("bridge", "tunnels", "routes", "ports", "ends", "host_policy", "container_policies"):
+        for field in (
+            "bridge",
+            "tunnels",
+            "wireguard",
+            "routes",
+            "ports",
+            "ends",
+            "host_policy",
+            "container_policies",
+        ):
             assert getattr(observed, field) == getattr(wanted, field), field
         assert wanted.sysctls.items() <= observed.sysctls.items()
         assert observed.containers.keys() == wanted.containers.keys()
@@ -82,12 +103,12 @@ def test_from_any_state_to_any_other(one: NodeState, other: NodeState) -> None:
 @given(states(), states())
 def test_the_model_of_every_operation_is_what_the_host_does(one: NodeState, other: NodeState) -> None:
     with TemporaryDirectory() as directory:
-        node = FakeNode(Path(directory))
+        node = able_node(Path(directory))
         helper = node.helper()
         for wanted in (one, other):
             desired = DesiredIndex.of(wanted)
             for _ in range(6):
-                for operation in plan(desired, FULL_FACTS, helper.observe(), NOW):
+                for operation in plan(desired, WIREGUARD_FACTS, helper.observe(), NOW):
                     modelled = after(operation, helper.observe())
                     assert helper.apply((operation,)) == ("",)
                     helper.events()
@@ -111,16 +132,16 @@ def test_a_scope_narrows_the_work_and_never_the_outcome(
     # Header and peers concern everything: only what has a scope is looked at here.
     other = attrs.evolve(one, containers=other.containers, permits=other.permits)
     with TemporaryDirectory() as directory:
-        node = FakeNode(Path(directory))
-        observed = settle(node, one)
+        node = able_node(Path(directory))
+        observed = settle(node, one, WIREGUARD_FACTS)
         delta = delta_between(one, other)
         before = DesiredIndex.of(one)
         scope = before.scope_of(delta)
         assert scope is not None
         desired = before.advanced(delta)
         now = data.draw(st.sampled_from((NOW, 2.5e9)))
-        narrow = plan(desired, FULL_FACTS, observed, now, scope=scope)
-        whole = plan(desired, FULL_FACTS, observed, now)
+        narrow = plan(desired, WIREGUARD_FACTS, observed, now, scope=scope)
+        whole = plan(desired, WIREGUARD_FACTS, observed, now)
         if now == NOW:
             assert sorted(map(repr, narrow)) == sorted(map(repr, whole))
         # What has ended since shows in the whole only.
@@ -131,9 +152,9 @@ def test_a_scope_narrows_the_work_and_never_the_outcome(
 @settings(max_examples=examples(30), deadline=None)
 def test_nothing_is_left_of_any_state(wanted: NodeState) -> None:
     with TemporaryDirectory() as directory:
-        node = FakeNode(Path(directory))
+        node = able_node(Path(directory))
         before = node.observed()
-        settle(node, wanted)
+        settle(node, wanted, WIREGUARD_FACTS)
         helper = node.helper()
         helper.apply(removal(helper.observe(), {"net/ipv4/ip_forward": "0"}))
         assert helper.observe() == before

@@ -22,7 +22,15 @@ from netctl.errors import InvalidError
 from netctl.model import Workload, mac_of
 from nodeagent.helper_checks import OperationChecks
 from nodeagent.helper_messages import Adopt, OpenCopy, OpenLogs
-from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, Route, Tunnel
+from nodeagent.kernel_state import (
+    Bridge,
+    ContainerEnd,
+    ContainerPort,
+    Route,
+    Tunnel,
+    WireguardLink,
+    WireguardPeer,
+)
 from nodeagent.ops import (
     OPS,
     ClosePassage,
@@ -32,6 +40,7 @@ from nodeagent.ops import (
     DeletePort,
     DeleteRoute,
     DeleteTunnel,
+    DeleteWireguard,
     ForgetSandbox,
     Op,
     OpenPassage,
@@ -45,6 +54,7 @@ from nodeagent.ops import (
     SetRoute,
     SetSysctl,
     SetTunnel,
+    SetWireguard,
     StartContainer,
     StopContainer,
     UpdateContainerRules,
@@ -56,11 +66,18 @@ from nodeagent.request_checks import check_adoption, check_copy, check_logs
 ID = "0123456789abcdef0123456789abcdef"
 MAC = mac_of("10.1.0.2")
 END = ContainerEnd("10.1.0.2/16", "10.1.0.1", 1450, MAC)
-TUNNEL = Tunnel("nct0a020000", "vxlan", "192.0.2.1", "192.0.2.2", 1450, 7, 4789, MAC)
+TUNNEL = Tunnel("nctv0a020000", "vxlan", "192.0.2.1", "192.0.2.2", 1450, 7, 4789, MAC)
+WIREGUARD = WireguardLink(
+    "nctw1",
+    1,
+    51821,
+    1440,
+    frozenset({WireguardPeer("10.2.0.0/16", "ab" * 32, "192.0.2.2", 51820)}),
+)
 OPENING = Opening("10.2.0.2", "tcp", 5432, 2_000_000_000.0)
 PAIR = Pair("10.1.0.2", "10.2.0.2", 2_000_000_000.0)
 BINDING = PortBinding(names.port_device(ID), MAC, "10.1.0.2")
-TUNNEL_POLICY = TunnelPolicy("nct0a020000", "10.2.0.0/16", "vxlan", "192.0.2.2", 7)
+TUNNEL_POLICY = TunnelPolicy("nctv0a020000", "10.2.0.0/16", "vxlan", "192.0.2.2", 7)
 CONTAINER_POLICY = ContainerPolicy(
     "10.1.0.2",
     "10.1.0.1",
@@ -83,6 +100,7 @@ HOST_POLICY = HostPolicy(
     tunnels=frozenset({TUNNEL_POLICY}),
     publications=frozenset({PUBLICATION}),
     internal=frozenset({"10.1.0.2"}),
+    wireguard_ports=frozenset({51820, 51821}),
 )
 DOCKER_WORKLOAD = Workload(
     "docker",
@@ -96,13 +114,19 @@ DOCKER_WORKLOAD = Workload(
 
 GOOD: tuple[Op, ...] = (
     SetSysctl("net/ipv4/ip_forward", "1"),
-    SetSysctl("net/ipv4/conf/nct0a020000/rp_filter", "1"),
+    SetSysctl("net/ipv4/conf/nctv0a020000/rp_filter", "1"),
     SetSysctl("net/ipv6/conf/netctl0/disable_ipv6", "1"),
+    SetSysctl("net/ipv4/conf/nctw1/rp_filter", "2"),
     SetBridge(Bridge("10.1.0.1/16", 1450, MAC)),
     DeleteBridge(),
     SetTunnel(TUNNEL),
-    DeleteTunnel("nct0a020000"),
-    SetRoute(Route("10.2.0.0/16", "nct0a020000", "10.1.0.1", "10.2.0.1", MAC, 1400)),
+    DeleteTunnel("nctv0a020000"),
+    SetTunnel(attrs.evolve(TUNNEL, device="nctg0a020000", encapsulation="gre")),
+    SetWireguard(WIREGUARD),
+    DeleteWireguard("nctw1", 1),
+    DeleteWireguard("nctw0", 0),
+    SetRoute(Route("10.2.0.0/16", "nctw1", "10.1.0.1")),
+    SetRoute(Route("10.2.0.0/16", "nctv0a020000", "10.1.0.1", "10.2.0.1", MAC, 1400)),
     SetRoute(Route("10.2.0.0/16", "eth0", "10.1.0.1", "192.0.2.2")),
     DeleteRoute("10.2.0.0/16"),
     SetHostRules(HOST_POLICY),
@@ -136,8 +160,9 @@ BAD_TEXT: dict[str, tuple[str, ...]] = {
     "value": ("3", "", "1 "),
     "mac": ("6e:63", MAC.upper(), MAC + "\n"),
     "via_mac": ("6e:63",),
-    "device": ("eth0.5", "lo", "netctl0", "nct/../x", "ncp0123456789ab ", "nct0a020000\n"),
+    "device": ("eth0.5", "lo", "netctl0", "nct/../x", "ncp0123456789ab ", "nctv0a020000\n"),
     "encapsulation": ("none", "ipip"),
+    "key": ("ab" * 31, "AB" * 32, "ab" * 32 + "\n"),
     "local": ("::1", "192.0.2.01", "192.0.2.1\n"),
     "remote": ("example.org",),
     "outer": ("192.0.2.256",),
@@ -275,6 +300,30 @@ def test_links_of_older_versions_may_be_deleted(checks: OperationChecks) -> None
     for other in ("eth0", "docker0", "netctl0", "ncp" + "x" * 13):
         with pytest.raises(InvalidError):
             checks.check(DeletePort(other))
+
+
+def test_a_wireguard_link_has_the_name_and_port_of_its_generation(checks: OperationChecks) -> None:
+    checks.check(SetWireguard(attrs.evolve(WIREGUARD, generation=3)))
+    for changes in (
+        {"generation": 2},
+        {"generation": 0},
+        {"device": "nctw2"},
+        {"device": "nctw0"},
+        {"port": 51820},
+        {"port": 22},
+        {"mtu": 20},
+    ):
+        with pytest.raises(InvalidError):
+            checks.check(SetWireguard(attrs.evolve(WIREGUARD, **changes)))
+    with pytest.raises(InvalidError):
+        checks.check(DeleteWireguard("nctw1", 2))
+    with pytest.raises(InvalidError):
+        checks.check(DeleteWireguard("nctv0a020000", 0))
+
+
+def test_a_tunnel_has_the_name_of_its_encapsulation(checks: OperationChecks) -> None:
+    with pytest.raises(InvalidError, match="device of vxlan"):
+        checks.check(SetTunnel(attrs.evolve(TUNNEL, device="nctg0a020000")))
 
 
 def test_port_belongs_to_its_endpoint(checks: OperationChecks) -> None:
