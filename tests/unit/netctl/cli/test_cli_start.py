@@ -12,9 +12,9 @@ from tests.unit.netctl.cli.conftest import Netctl
 HEAVY = ("sqlalchemy", "alembic", "zmq", "rich", "nacl")
 COMMANDS = (
     "run", "ps", "inspect", "exec", "logs", "cp", "stop", "start", "rm", "adopt", "connect", "disconnect",
-    "connections", "join", "status", "version", "node list", "node show", "node drain", "node bind",
-    "node label", "node rm", "invite user", "invite node", "lab up", "lab down", "lab status",
-    "lab shell", "broker init", "broker run",
+    "connections", "join", "status", "doctor", "version", "node list", "node show", "node drain", "node bind",
+    "node label", "node rotate-key", "node rm", "invite user", "invite node", "lab up", "lab down",
+    "lab status", "lab shell", "broker init", "broker run",
 )  # fmt: skip
 
 

@@ -69,7 +69,8 @@ def test_programs_get_the_options_and_hide_the_lab_from_containers() -> None:
     for option, value in (
         ("--encapsulation", "vxlan"),
         ("--firewall", "iptables"),
-        ("--underlay", "172.31.1.2"),
+        # By its link, so that the node may move.
+        ("--underlay", "eth0"),
         ("--dir", f"{HERE}/n2/state"),
         ("--mask", HERE),
     ):
@@ -117,6 +118,7 @@ def test_the_same_again_changes_nothing() -> None:
         Wish(mtu=1400),
         Wish(outside=True),
         Wish(docker=True),
+        Wish(encryption="required"),
     ],
 )
 def test_a_lab_that_is_up_refuses_other_changes(wish: Wish) -> None:
@@ -129,6 +131,23 @@ def test_a_lab_that_is_up_refuses_other_changes(wish: Wish) -> None:
 def test_bounds(wish: Wish) -> None:
     with pytest.raises(InvalidError):
         topology.settle(HERE, wish, None)
+
+
+@pytest.mark.parametrize("text", ["auto", "gre", "vxlan,wireguard", "direct,gre,vxlan,wireguard"])
+def test_encapsulations_may_be_listed(text: str) -> None:
+    spec = topology.settle(HERE, Wish(encapsulation=text), None)
+    argv = topology.plan(spec).programs["n1"].argv
+    assert argv[argv.index("--encapsulation") + 1] == text
+    # A node says the same when it joins as when it runs.
+    joining = topology.join_command(topology.plan(spec), "n1", "netctl-invite-x")
+    for option in ("--encapsulation", "--underlay"):
+        assert joining[joining.index(option) + 1] == argv[argv.index(option) + 1]
+
+
+@pytest.mark.parametrize("text", ["", "ipip", "gre,", "gre,gre", "auto,gre", "gre vxlan", "GRE"])
+def test_what_is_no_list_of_encapsulations(text: str) -> None:
+    with pytest.raises(InvalidError, match="no encapsulations"):
+        topology.settle(HERE, Wish(encapsulation=text), None)
 
 
 def test_a_directory_too_long_for_a_socket_is_refused() -> None:
