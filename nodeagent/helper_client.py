@@ -21,6 +21,7 @@ from nodeagent.helper_messages import (
     Drifted,
     ExecEnded,
     FactsAnswer,
+    FactsChanged,
     GetChecks,
     GetFacts,
     GetSandbox,
@@ -50,8 +51,8 @@ CLOSE_SECONDS: Final = 10.0
 """How long the child may take to end by itself."""
 
 Event = (
-    ContainerChanged | ExecEnded | Drifted | SandboxChanged | DockerListed | DockerChanged | DockerAway
-    | PathsChanged
+    ContainerChanged | ExecEnded | Drifted | FactsChanged | PathsChanged | SandboxChanged | DockerListed
+    | DockerChanged | DockerAway
 )  # fmt: skip
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class Helper(Protocol):
     """What the agent asks of its privileged child."""
 
     def facts(self, underlay: str | None = None) -> HostFacts:
-        """Say what the host is. `underlay`: the address to use; None: that of the default route's link.
+        """Say what the host is. `underlay`: the address, or its link; None: the default route's link's.
 
         Raises:
             KernelError: No such address on this host.

@@ -149,6 +149,10 @@ class LocalHelper:
     def _sandbox_changed(self, endpoint: str, present: bool) -> None:  # noqa: FBT001 - as a callback
         self._events.append(SandboxChanged(endpoint, present))
 
+    def tell(self, event: Event) -> None:
+        """Let something happen that a fake does not do by itself."""
+        self._events.append(event)
+
     def wake(self) -> None:
         """Make `fileno` readable: a fake has something to tell."""
         os.write(self._writer, b"\\0")

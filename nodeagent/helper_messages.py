@@ -18,7 +18,7 @@ from nodeagent.kernel_state import EngineContainer, HostChecks, HostFacts, HostS
 
 @attrs.frozen
 class GetFacts:
-    """Answered by FactsAnswer. `underlay`: the address to use; None: the default route's link's."""
+    """Answered by FactsAnswer. `underlay`: the address, or its link; None: the default route's link's."""
 
     underlay: str | None
 

@@ -29,6 +29,7 @@ from nodeagent.helper_messages import (
     ContainerChanged,
     Drifted,
     FactsAnswer,
+    FactsChanged,
     GetChecks,
     GetFacts,
     GetSandbox,
@@ -55,6 +56,9 @@ from nodeagent.outbox import Outbox
 DRIFT_SECONDS: Final = 1.0
 """How long a change to one of our firewalls by someone else may go unnoticed."""
 
+FACTS_SECONDS: Final = 0.2
+"""How long what changes of the host's facts is gathered before it is told once."""
+
 DRIFT_SHARE: Final = 10
 """A look for drift is this many times rarer than it is long: others may write their tables all the time."""
 
@@ -72,6 +76,9 @@ class Watch(Protocol):
 
     def foreign_change(self) -> str:
         """Say what changed without us; empty: nothing of ours."""
+
+    def facts_changed(self) -> bool:
+        """Tell whether the facts of the host may be others."""
 
 
 class Prober(Protocol):
@@ -94,7 +101,7 @@ class HelperServer:
         sock: Our end of the SOCK_SEQPACKET pair.
         host: What operations are done to.
         watch: Notices of the kernel.
-        underlay: The only address `GetFacts` may name; None: any of the host's.
+        underlay: The only address, or link, `GetFacts` may name; None: any of the host's.
         prober: Of the ways to the peers.
         later: Called once, a moment after the start: what answers need not wait for.
         clock: Seconds that only grow.
@@ -123,6 +130,8 @@ class HelperServer:
         self._underlay_device = ""
         self._checks = helper_checks.OperationChecks(lambda: self._underlay_device)
         self._next_look = clock() + DRIFT_SECONDS
+        # When to tell that the host's facts may be others; None: they are as told.
+        self._facts_at: float | None = None
         if DOCKER in host.engines:
             host.docker().listen(self._outbox.add)
 
@@ -146,7 +155,8 @@ class HelperServer:
         for engine in self._host.engines.values():
             for descriptor in engine.descriptors():
                 poll.register(descriptor, select.POLLIN)
-        wait = max(0.0, self._next_look - self._clock())
+        at = self._next_look if self._facts_at is None else min(self._next_look, self._facts_at)
+        wait = max(0.0, at - self._clock())
         sandboxes = self._host.sandboxes
         if sandboxes is not None:
             poll.register(sandboxes.fileno(), select.POLLPRI)
@@ -180,6 +190,15 @@ class HelperServer:
             self._next_look = now + max(DRIFT_SECONDS, DRIFT_SHARE * (now - began))
         if self._socket.fileno() in ready:
             self._serve_one()
+        self._tell_of_facts()
+
+    def _tell_of_facts(self) -> None:
+        now = self._clock()
+        if self._watch.facts_changed() and self._facts_at is None:
+            self._facts_at = now + FACTS_SECONDS
+        if self._facts_at is not None and now >= self._facts_at:
+            self._facts_at = None
+            self._outbox.add(FactsChanged())
 
     def _look_at_sandboxes(self, ready: set[int]) -> None:
         sandboxes = self._host.sandboxes
@@ -218,9 +237,9 @@ class HelperServer:
     def _(self, request: GetFacts) -> Answer:
         underlay = request.underlay or self._underlay
         if underlay is not None:
-            request_checks.check_address(underlay)
+            request_checks.check_underlay(underlay)
         if self._underlay is not None and underlay != self._underlay:
-            raise ProtocolError(f"the underlay address of this child is {self._underlay}, not {underlay}")
+            raise ProtocolError(f"the underlay of this child is {self._underlay}, not {underlay}")
         facts = self._host.facts(underlay)
         self._underlay_device = facts.underlay_device
         return FactsAnswer(facts), ()

@@ -15,13 +15,14 @@ from nodeagent.helper_messages import (
     DockerListed,
     Drifted,
     ExecEnded,
+    FactsChanged,
     PathsChanged,
     SandboxChanged,
 )
 
 Event = (
-    ContainerChanged | ExecEnded | Drifted | SandboxChanged | DockerListed | DockerChanged | DockerAway
-    | PathsChanged
+    ContainerChanged | ExecEnded | Drifted | FactsChanged | PathsChanged | SandboxChanged | DockerListed
+    | DockerChanged | DockerAway
 )  # fmt: skip
 
 

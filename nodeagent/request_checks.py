@@ -16,6 +16,9 @@ _MAX_LINES: Final = 2**31
 _MAX_PROBED: Final = 1 << 14
 _DOCKER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 """What Docker takes for a name or an id of a container."""
+_LINK: Final = re.compile(r"(?![0-9.]+\Z)[!-.0-9;-~]{1,15}")
+"""What the kernel takes for the name of a link (`dev_valid_name` in net/core/dev.c), in ASCII alone, and none
+that could be meant as an address."""
 _DEVICES: Final = {
     "gre": re.compile(names.TUNNEL_PREFIX + "g[0-9a-f]{8}"),
     "vxlan": re.compile(names.TUNNEL_PREFIX + "v[0-9a-f]{8}"),
@@ -40,13 +43,14 @@ def check_exec(request: OpenExec) -> None:
     values.number(request.columns, values.MAX_PORT, "number of columns")
 
 
-def check_address(address: str) -> None:
-    """Return if `address` is a canonical IPv4 address.
+def check_underlay(underlay: str) -> None:
+    """Return if `underlay` is a canonical IPv4 address, or may be the name of a link.
 
     Raises:
-        InvalidError: It is not.
+        InvalidError: It is neither.
     """
-    values.match(values.ADDRESS, address, "address")
+    if values.ADDRESS.fullmatch(underlay) is None:
+        values.match(_LINK, underlay, "address, and no name of a link")
 
 
 def check_logs(request: OpenLogs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -81,8 +82,9 @@ class FakeWatch:
     """Notices that a test gives."""
 
     def __init__(self) -> None:
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._change = ""
+        self.new_facts = False
         self.settled = 0
 
     def fileno(self) -> int:
@@ -93,9 +95,18 @@ class FakeWatch:
 
     def foreign_change(self) -> str:
         change, self._change = self._change, ""
-        if change:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         return change
+
+    def facts_changed(self) -> bool:
+        changed, self.new_facts = self.new_facts, False
+        return changed
+
+    def tell_facts(self) -> None:
+        """Say that the facts of the host may be others."""
+        self.new_facts = True
+        os.eventfd_write(self._wake, 1)
 
     def tell(self, change: str) -> None:
         self._change = change

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from nodeagent.helper_messages import (
     ContainerChanged,
     Drifted,
     ExecEnded,
+    FactsChanged,
     KillExec,
     Opened,
     OpenExec,
@@ -25,6 +27,7 @@ from nodeagent.helper_messages import (
     Refused,
     Results,
 )
+from nodeagent.helper_server import FACTS_SECONDS
 from nodeagent.kernel.fake import FACTS, CrashError
 from nodeagent.kernel_state import EngineContainer
 from nodeagent.ops import OPS, Op, SetBridge, SetSysctl, ordered
@@ -193,6 +196,19 @@ def test_links_changed_by_others_are_told_at_once(served: ServedHost) -> None:
     assert events_until(served.client, lambda _: True) == [Drifted("netctl0 was deleted")]
 
 
+def test_changed_facts_are_told_once_for_many_changes(served: ServedHost) -> None:
+    began = time.monotonic()
+    for _ in range(20):
+        served.watch.tell_facts()
+    assert events_until(served.client, lambda _: True) == [FactsChanged()]
+    assert time.monotonic() - began >= FACTS_SECONDS
+    served.watch.tell("netctl0 was deleted")
+    # The control: what comes next is not another one.
+    assert events_until(served.client, lambda _: True) == [Drifted("netctl0 was deleted")]
+    served.watch.tell_facts()
+    assert events_until(served.client, lambda _: True) == [FactsChanged()]
+
+
 def test_firewalls_changed_by_others_are_told_by_the_timer(served: ServedHost) -> None:
     attached(served)
     served.fakes.firewall.flush(CONTAINER)
@@ -214,6 +230,16 @@ def test_only_the_operators_underlay_may_be_named() -> None:
             served.client.facts("192.0.2.1")
     finally:
         served.close()
+
+
+@pytest.mark.parametrize(
+    "underlay", ["192.0.2", "192.0.2.256", "10.0.0.1/8", "a name", "a/b", "a:b", "\u00e9th0", "x" * 16]
+)
+def test_an_underlay_is_an_address_or_a_link(served: ServedHost, underlay: str) -> None:
+    for there in ("192.0.2.1", "eth0", "br-0.7@x"):
+        assert served.client.facts(there).underlay == there
+    with pytest.raises(KernelError, match="is no address, and no name of a link"):
+        served.client.facts(underlay)
 
 
 def test_child_ends_with_the_agent() -> None:

@@ -19,7 +19,7 @@ from netctl.wire.messages import Done, Enrol, Enrolled, Envelope, Failure, Leave
 from netctl.wire.session import Session, accept_first, restart_frame
 from nodeagent import membership
 from nodeagent.facts import node_facts
-from nodeagent.session import FIRST_PAUSE, HANDSHAKE_SECONDS, LAST_PAUSE, BrokerSession, Down, Up
+from nodeagent.session import ANEW, FIRST_PAUSE, HANDSHAKE_SECONDS, LAST_PAUSE, BrokerSession, Down, Up
 from tests.support.agents import FULL_FACTS
 
 HEARTBEAT = 5.0
@@ -28,13 +28,13 @@ HEARTBEAT = 5.0
 class Broker:
     """The other side, doing nothing by itself."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, endpoint: str) -> None:
         self.keys = KeyPair.generate()
-        self.endpoint = f"ipc://{directory}/broker.sock"
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.set(zmq.LINGER, 0)
-        self.socket.bind(self.endpoint)
+        self.socket.bind(endpoint)
+        self.endpoint = self.socket.get_string(zmq.LAST_ENDPOINT)
         self.route = b""
         self.session: Session | None = None
         self.handshakes = 0
@@ -74,7 +74,7 @@ class Clock:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
-    made = Broker(tmp_path)
+    made = Broker(f"ipc://{tmp_path}/broker.sock")
     yield made
     made.close()
 
@@ -247,6 +247,84 @@ def test_another_broker_at_the_address_is_not_spoken_to(broker: Broker, clock: C
     until(lambda: session.deadline() != clock.now + HANDSHAKE_SECONDS, session, None)
     assert not session.connected
     session.close()
+
+
+@pytest.fixture
+def by_tcp(clock: Clock) -> Iterator[tuple[BrokerSession, Broker]]:
+    broker = Broker("tcp://127.0.0.1:*")
+    session = BrokerSession(identity(broker), heartbeat=HEARTBEAT, monotonic=clock)
+    up(session, broker)
+    yield session, broker
+    session.close()
+    broker.close()
+
+
+def test_a_session_from_an_address_that_is_gone_is_made_anew_at_once(
+    by_tcp: tuple[BrokerSession, Broker], clock: Clock
+) -> None:
+    session, broker = by_tcp
+    assert session._local is not None
+    family, address = session._local
+    assert address[0] == "127.0.0.1"
+    session.check_address()
+    assert session.connected  # the control: the address is there
+    session._local = family, ("192.0.2.77", address[1])
+    session.check_address()
+    assert not session.connected
+    assert [type(one) for one in session.receive()] == [Down]
+    clock.now += FIRST_PAUSE
+    up(session, broker)
+    assert broker.handshakes == 2
+
+
+def test_a_session_that_has_no_address_of_the_hosts_is_kept(session: BrokerSession, broker: Broker) -> None:
+    up(session, broker)
+    session.check_address()
+    assert session.connected
+
+
+def test_a_try_is_not_put_off_for_long_once_addresses_changed(clock: Clock, tmp_path: Path) -> None:
+    nobody = Broker(f"ipc://{tmp_path}/broker.sock")
+    session = BrokerSession(identity(nobody), monotonic=clock)
+    nobody.close()
+    for _ in range(12):
+        session.receive()
+        session.wait((), (), 0.02)
+        session.receive()
+        clock.now = max(clock.now, session.deadline())
+    assert session.deadline() - clock.now <= 0
+    session.receive()
+    session.wait((), (), 0.1)
+    session.receive()
+    before = session.deadline()
+    assert before > clock.now + ANEW  # the control: it would be long
+    session.check_address()
+    assert clock.now < session.deadline() <= clock.now + ANEW
+    session.close()
+
+
+def test_a_handshake_that_is_not_answered_is_given_up_sooner_once_addresses_changed(
+    session: BrokerSession, broker: Broker, clock: Clock
+) -> None:
+    session.receive()
+    assert session.deadline() == clock.now + HANDSHAKE_SECONDS
+    session.check_address()
+    assert session.deadline() == clock.now + ANEW
+    clock.now += ANEW
+    session.receive()
+    clock.now += LAST_PAUSE
+    up(session, broker)
+
+
+def test_a_postponed_session_stays_so_when_addresses_change(
+    session: BrokerSession, broker: Broker, clock: Clock
+) -> None:
+    up(session, broker)
+    session.postpone("not yet")
+    at = session.deadline()
+    assert at >= clock.now + LAST_PAUSE / 2
+    session.check_address()
+    assert session.deadline() == at
 
 
 def test_a_postponed_session_comes_back_late(session: BrokerSession, broker: Broker, clock: Clock) -> None:
