@@ -230,8 +230,9 @@ def test_a_probe_leaves_by_its_tunnel_and_is_no_users_forgery(node: Node) -> Non
 
 SET_THE_MARK = f"""
 import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 try:
-    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).setsockopt(socket.SOL_SOCKET, socket.SO_MARK, {OUTER_MARK})
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, {OUTER_MARK})
 except PermissionError:
     sys.exit(7)
 """
