@@ -45,6 +45,7 @@ FIELDS: Mapping[str, str] = {
     "exit_code": "status of a process or container that ended",
     "firewall": "backend in use",
     "message": "name of a message on the wire",
+    "mtu": "bytes of one packet",
     "node": "name of the node concerned",
     "nodes": "names of the nodes concerned",
     "operation": "name of the operation",

@@ -26,16 +26,17 @@ QUERIES: Final[frozenset[type]] = frozenset(
 )
 CHANGES: Final[frozenset[type]] = frozenset(
     {
-        m.DrainNode, m.RemoveNode, m.BindNode, m.LabelNode, m.RunContainer, m.StopContainer,
+        m.DrainNode, m.RemoveNode, m.BindNode, m.LabelNode, m.RotateNodeKey, m.RunContainer, m.StopContainer,
         m.StartContainer, m.RemoveContainer, m.Connect, m.Disconnect,
     }
 )  # fmt: skip
 STREAM: Final[frozenset[type]] = frozenset({m.StreamData, m.StreamCredit, m.StreamResize, m.StreamEnd})
 OPENINGS: Final[frozenset[type]] = frozenset({m.OpenExec, m.OpenLogs, m.OpenCopy, m.OpenAdopt})
-USER: Final = QUERIES | CHANGES | STREAM | OPENINGS | {m.CreateInvite, m.Ping, m.Pong}
+USER: Final = QUERIES | CHANGES | STREAM | OPENINGS | {m.CreateInvite, m.Diagnose, m.Ping, m.Pong}
 """All that a user's session may send."""
 NODE: Final = STREAM | {
-    m.Hello, m.Applied, m.Report, m.Attach, m.Detach, m.ReserveAddress, m.Leave, m.Ping, m.Pong,
+    m.Hello, m.Applied, m.Report, m.Facts, m.Paths, m.Examined, m.Attach, m.Detach, m.ReserveAddress,
+    m.Leave, m.Ping, m.Pong,
 }  # fmt: skip
 """All that a node's session may send: nodes report, they do not command."""
 ENROL: Final[frozenset[type]] = frozenset({m.Enrol})
@@ -85,6 +86,7 @@ def promise_of(request: m.Message, decision: Decision) -> Promise:
         message=decision.message,
         subjects=frozenset(str(name) for name in named) | decision.nodes,
         starts=request.name if starts else "",
+        rotates=request.name if isinstance(request, m.RotateNodeKey) else "",
     )
 
 
@@ -202,6 +204,7 @@ _COMMANDS: Mapping[type, Callable[[Any, Situation], Command]] = {
     m.RemoveNode: _remove_node,
     m.BindNode: lambda request, _: commands.BindNode(request.name, request.account),
     m.LabelNode: lambda request, _: commands.LabelNode(request.name, request.labels, request.removed),
+    m.RotateNodeKey: lambda request, _: commands.StartRotation(request.name),
     m.RunContainer: _run,
     m.StopContainer: lambda request, now: commands.SetWanted(now.account, request.name, running=False),
     m.StartContainer: _start,

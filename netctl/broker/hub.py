@@ -15,23 +15,26 @@ from typing import Final, Literal
 
 import attrs
 
-from netctl.broker import desk
+from netctl.broker import desk, diagnosing, rotating, tunnel_reports
 from netctl.broker.commands import Expire, TopUpLeases
 from netctl.broker.deferred import Deferred
+from netctl.broker.examinations import Examination, Examinations
 from netctl.broker.journal import FencedError, Journal
 from netctl.broker.lookup import account_by_key, node_by_key
 from netctl.broker.plan import node_state
 from netctl.broker.sessions import Ended, Event, Limits, Opened, Peer, Reply, Sessions
 from netctl.broker.snapshot import Container, Decision, Delete, Node
 from netctl.broker.streams import Relayed, Streams
+from netctl.broker.tunnel_reports import Refused
 from netctl.broker.views import Live, LiveNode
 from netctl.broker.waiting import Promise, Waiting
+from netctl.broker.ways import Ways
 from netctl.errors import ExhaustedError, InvalidError, NetctlError, ProtocolError, UnauthorisedError
 from netctl.log import get_logger
 from netctl.model import ContainerStatus
 from netctl.wire.failures import failure_of
 from netctl.wire.identity import KeyPair
-from netctl.wire.messages import Done, Envelope, Failure, Message, Ping, Pong, Progress, Reset, Update
+from netctl.wire.messages import Envelope, Message, Ping, Pong, Progress, Reset, Update
 from netctl.wire.session import Frame, Role, restart_frame
 
 PENDING_PER_SESSION: Final = 256
@@ -114,9 +117,15 @@ class Hub:
         """The sessions of the nodes that were told their desired state, by name."""
         self.ahead: set[str] = set()
         """Nodes for which a new epoch was begun."""
+        self.ways = Ways()
+        self.refused: dict[str, Refused] = {}
+        """What nodes said of themselves that is not recorded, by name."""
+        self.something_freed = False
+        """Something happened that may let go on what waited for nodes (`tunnel_reports.go_on`)."""
         self.streams = Streams()
-        self.waiting: Waiting[Ticket] = Waiting(self.seen)
+        self.waiting: Waiting[Ticket] = Waiting(self.seen, self._rotating)
         self.deferred = Deferred()
+        self.examinations: Examinations[Ticket] = Examinations()
         self.out: deque[tuple[bytes, Frame]] = deque()
         """Frames to send, each with the connection to send it over."""
         allowed: dict[Role, frozenset[type]] = {"user": desk.USER, "node": desk.NODE, "enrol": desk.ENROL}
@@ -130,7 +139,8 @@ class Hub:
     @property
     def live(self) -> Live:
         """What is known beyond the record; it follows what happens."""
-        return Live(self.seen, self.statuses)
+        refused = {node: refused.error for node, refused in self.refused.items()}
+        return Live(self.seen, self.statuses, self.ways, refused)
 
     # --- in and out ---------------------------------------------------------------------------------
 
@@ -163,7 +173,12 @@ class Hub:
     def tick(self, now: float) -> None:
         """Do what time asks for: call it at `next_wake`, or earlier, when nothing more waits to come in."""
         for ticket, failure in self.waiting.overdue(now):
-            self._settle(ticket, failure)
+            self.settle(ticket, failure)
+        for examination in self.examinations.overdue(now):
+            self.diagnosed(examination)
+        if self.something_freed:
+            tunnel_reports.go_on(self)
+        tunnel_reports.look_at(self, self.ways.due(now), now)
         for later in self.deferred.overdue(now):
             self.send(later.peer, later.number, failure_of(later.error))
         if now - self._swept >= self.limits.interval / 2:
@@ -184,7 +199,14 @@ class Hub:
 
     def next_wake(self) -> float | None:
         """Return when `tick` next has something to do (monotonic seconds); None: not before a frame comes."""
-        wakes = [self.waiting.next_deadline(), self.deferred.next_deadline()]
+        if self.something_freed:
+            return float("-inf")
+        wakes = [
+            self.waiting.next_deadline(),
+            self.deferred.next_deadline(),
+            self.examinations.next_deadline(),
+            self.ways.next_wake(),
+        ]
         if len(self.sessions) or self.sessions.half_open:
             wakes.append(self._swept + self.limits.interval / 2)
         if self.journal.head.invites or self.journal.head.expiring:
@@ -265,8 +287,30 @@ class Hub:
         if answer is not None:
             self.send(peer, number, answer)
             return
+        self.expect(ticket)
+
+    def expect(self, ticket: Ticket) -> None:
+        """Note that a session waits for an answer; see `settle`."""
+        peer, number = ticket
         self._tickets.setdefault(peer, set()).add(number)
         peer.outstanding += 1
+
+    def settle(self, ticket: Ticket, answer: Message) -> None:
+        """Give the answer that a session waits for."""
+        peer, number = ticket
+        numbers = self._tickets[peer]
+        numbers.discard(number)
+        if not numbers:
+            del self._tickets[peer]
+        peer.outstanding -= 1
+        self.send(peer, number, answer)
+
+    def diagnosed(self, examination: Examination[Ticket]) -> None:
+        """Answer a request to look for what is not as it should be, with what was found by now."""
+        found = diagnosing.diagnose(
+            self.journal.committed, self.live, examination.answers, examination.asked, self.about.version
+        )
+        self.settle(examination.ticket, found)
 
     def promised(self, peer: Peer) -> set[int]:
         """Return the ids of the requests that a session waits for."""
@@ -275,7 +319,7 @@ class Hub:
     def reported(self, node: str) -> None:
         """Answer whoever waited for what a node reported."""
         for ticket, answer in self.waiting.reported(node):
-            self._settle(ticket, answer)
+            self.settle(ticket, answer)
 
     def progressed(self, node: str, name: str, text: str) -> None:
         """Tell whoever waits for a node to start the container `name` how far it has come."""
@@ -340,9 +384,15 @@ class Hub:
         self.out.append((peer.route, restart_frame(peer.session.id)))
         for number in self._tickets.pop(peer, ()):
             self.waiting.drop((peer, number))
+            self.examinations.drop((peer, number))
         gone = f"node {peer.name} went away" if peer.role == "node" else "the user went away"
         for relayed in self.streams.end(peer, gone):
             self.relay(relayed)
+        if peer.role == "node":
+            self.ways.begin(peer.name)
+            self.refused.pop(peer.name, None)
+            for examination in self.examinations.lost(peer.name):
+                self.diagnosed(examination)
         if self.nodes.get(peer.name) is peer and peer.role == "node":
             del self.nodes[peer.name]
             self.deferred.take_all(peer.name)
@@ -351,17 +401,16 @@ class Hub:
 
     def _node_gone(self, name: str) -> None:
         for ticket, answer in self.waiting.forget_node(name):
-            self._settle(ticket, answer)
+            self.settle(ticket, answer)
         peer = self.nodes.get(name)
         if peer is not None:
             self.end(peer, "the node was removed")
         self.seen.pop(name, None)
+        self.ways.forget(name)
+        self.something_freed = True
 
-    def _settle(self, ticket: Ticket, answer: Done | Failure) -> None:
-        peer, number = ticket
-        numbers = self._tickets[peer]
-        numbers.discard(number)
-        if not numbers:
-            del self._tickets[peer]
-        peer.outstanding -= 1
-        self.send(peer, number, answer)
+    def _rotating(self, node: str) -> frozenset[str] | None:
+        """Return the nodes that the next step with a node's new key waits for; None: none is under way."""
+        snapshot = self.journal.committed
+        rotation = snapshot.rotations.get(node)
+        return None if rotation is None else rotating.awaited(snapshot, rotation, self.nodes.keys())

@@ -154,6 +154,13 @@ def overlaps(one: str, other: str) -> bool:
     return low <= other_high and other_low <= high
 
 
+def contains(network: str, inner: str) -> bool:
+    """Return whether all of `inner` lies in `network`."""
+    low, high = _range(network)
+    inner_low, inner_high = _range(inner)
+    return low <= inner_low and inner_high <= high
+
+
 def _check_host(snapshot: Snapshot, name: str, facts: NodeFacts, given: dict[int, Node]) -> None:
     indexes = sorted(given)
     for network in (*facts.networks, f"{facts.underlay}/32"):

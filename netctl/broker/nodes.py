@@ -7,8 +7,8 @@ from typing import Final
 
 import attrs
 
-from netctl.broker import desk, docker_reports
-from netctl.broker.commands import Acknowledge, RemoveNode, UpdateFacts
+from netctl.broker import desk, docker_reports, tunnel_reports
+from netctl.broker.commands import Acknowledge, RemoveNode
 from netctl.broker.hub import Hub
 from netctl.broker.plan import node_state
 from netctl.broker.sessions import Peer
@@ -16,7 +16,7 @@ from netctl.broker.views import LiveNode
 from netctl.delta import digest
 from netctl.errors import NetctlError, ProtocolError
 from netctl.log import get_logger
-from netctl.model import ContainerStatus, NodeDelta
+from netctl.model import ContainerStatus, NodeDelta, NodeFacts
 from netctl.wire.failures import failure_of
 from netctl.wire.messages import (
     Applied,
@@ -24,8 +24,11 @@ from netctl.wire.messages import (
     Detach,
     Done,
     Envelope,
+    Examined,
+    Facts,
     Hello,
     Leave,
+    Paths,
     Report,
     ReserveAddress,
     Update,
@@ -58,6 +61,12 @@ def handle(hub: Hub, peer: Peer, envelope: Envelope, now: float) -> None:
             _applied(hub, peer, message)
         case Report():
             _statuses(hub, peer, message.containers)
+        case Paths():
+            tunnel_reports.take_paths(hub, peer.name, message.paths, now)
+        case Facts():
+            _facts(hub, peer, message.facts)
+        case Examined():
+            _examined(hub, peer, envelope.id, message)
         case Attach() | Detach() | ReserveAddress():
             docker_reports.handle(hub, peer, envelope.id, message, now)
         case Leave():
@@ -73,13 +82,7 @@ def _hello(hub: Hub, peer: Peer, number: int, hello: Hello, now: float) -> None:
     node = hub.journal.head.nodes.get(peer.name)
     if node is None:
         raise ProtocolError("the node was removed")
-    decision = None
-    if node.facts != hello.facts:
-        try:
-            decision = hub.journal.decide(UpdateFacts(peer.name, hello.facts), hub.clock())
-        except NetctlError as error:
-            # It is kept as it is recorded; the node hears of it by what it is told to be.
-            get_logger().warning("facts refused", node=peer.name, error=error.message, remedy=error.remedy)
+    decision = tunnel_reports.take_facts(hub, peer.name, hello.facts)
 
     def written() -> None:
         if decision is not None:
@@ -89,6 +92,18 @@ def _hello(hub: Hub, peer: Peer, number: int, hello: Hello, now: float) -> None:
     hub.after(written, lambda _error: _welcome(hub, peer, number, hello))
     if hello.docker is not None and not node.removing:
         docker_reports.sync(hub, peer, hello.docker, now)
+
+
+def _facts(hub: Hub, peer: Peer, facts: NodeFacts) -> None:
+    decision = tunnel_reports.take_facts(hub, peer.name, facts)
+    if decision is not None:
+        hub.after(lambda: hub.publish(decision), lambda _error: None)
+
+
+def _examined(hub: Hub, peer: Peer, number: int, examined: Examined) -> None:
+    done = hub.examinations.answered(number, peer.name, examined, hub.clock())
+    if done is not None:
+        hub.diagnosed(done)
 
 
 def _raise_epoch(hub: Hub, peer: Peer, hello: Hello) -> None:
@@ -122,6 +137,7 @@ def _welcome(hub: Hub, peer: Peer, number: int, hello: Hello) -> None:
     else:
         hub.reset(peer, number)
     hub.nodes[peer.name] = peer
+    hub.something_freed = True
     hub.seen[peer.name] = LiveNode(connected=True, last_seen=hub.clock())
     for container in snapshot.containers_of.get(peer.name, ()):
         hub.statuses.pop(container, None)
@@ -142,7 +158,9 @@ def _applied(hub: Hub, peer: Peer, applied: Applied) -> None:
     if applied.leftovers:
         hub.after(lambda: hub.reported(peer.name), lambda _error: hub.reported(peer.name))
         return
-    decision = hub.journal.decide(Acknowledge(peer.name, applied.revision), hub.clock())
+    failed = frozenset(error.subject for error in applied.errors)
+    decision = hub.journal.decide(Acknowledge(peer.name, applied.revision, failed), hub.clock())
+    hub.something_freed |= bool(decision.snapshot.rotations)
 
     def written() -> None:
         # Whoever waited may look at once: what this made free must be free by then.

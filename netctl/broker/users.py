@@ -17,9 +17,11 @@ from netctl.wire import invite
 from netctl.wire.failures import failure_of
 from netctl.wire.messages import (
     CreateInvite,
+    Diagnose,
     Enrol,
     Enrolled,
     Envelope,
+    Examine,
     InviteCreated,
     Message,
     NodeOpenAdopt,
@@ -60,6 +62,8 @@ def handle(hub: Hub, peer: Peer, envelope: Envelope, now: float) -> None:
             hub.send(peer, envelope.id, _answer(hub, peer, message))
         elif kind is CreateInvite:
             _create_invite(hub, peer, envelope.id, message)
+        elif kind is Diagnose:
+            _diagnose(hub, peer, envelope.id, message, now)
         elif kind in desk.CHANGES:
             _change(hub, peer, envelope.id, message, now)
         else:
@@ -155,6 +159,19 @@ def _create_invite(hub: Hub, peer: Peer, number: int, request: CreateInvite) -> 
         hub.send(peer, number, InviteCreated(text, expires_at))
 
     hub.after(written, lambda error: hub.send(peer, number, failure_of(error)))
+
+
+def _diagnose(hub: Hub, peer: Peer, number: int, request: Diagnose, now: float) -> None:
+    """Ask every node that can be reached how its host is; the answer follows when they have told."""
+    asked = dict(hub.nodes)
+    examination = hub.examinations.begin(
+        (peer, number), asked, clock=hub.clock(), deadline=now + min(request.timeout, LONGEST_WAIT)
+    )
+    hub.expect(examination.ticket)
+    for node in asked.values():
+        hub.send(node, examination.number, Examine())
+    if not asked:
+        hub.diagnosed(examination)
 
 
 def _change(hub: Hub, peer: Peer, number: int, request: Message, now: float) -> None:

@@ -38,14 +38,12 @@ class LiveNode:
         applied: Highest revision it reported as applied, errors or not; 0: none since the broker started.
         errors: What it reported with that.
         last_seen: Seconds since 1970; 0: not since the broker started.
-        refused: Why what it last said of itself is not recorded; None: it is.
     """
 
     connected: bool = False
     applied: int = 0
     errors: tuple[NodeError, ...] = ()
     last_seen: float = 0.0
-    refused: NodeError | None = None
 
 
 @attrs.frozen
@@ -56,11 +54,13 @@ class Live:
         nodes: By name; a node that is not here was not seen since the broker started.
         containers: Last report of each container, by id.
         ways: What nodes report of the ways to their peers.
+        refused: Why what a node last said of itself is not recorded, by name.
     """
 
     nodes: Mapping[str, LiveNode] = attrs.field(factory=dict)
     containers: Mapping[str, ContainerStatus] = attrs.field(factory=dict)
     ways: Ways = attrs.field(factory=Ways)
+    refused: Mapping[str, NodeError] = attrs.field(factory=dict)
 
 
 _UNSEEN = LiveNode()
@@ -145,7 +145,7 @@ def node_detail(snapshot: Snapshot, name: str, live: Live) -> NodeDetail:
         for _, other in sorted(snapshot.nodes.items())
         if other.name != name and not other.removing and not node.removing
     ]
-    refused = () if seen.refused is None else (seen.refused,)
+    refused = (live.refused[name],) if name in live.refused else ()
     return NodeDetail(
         node=node_view(snapshot, node, live),
         facts=node.facts,

@@ -93,8 +93,7 @@ def up(
             "--encapsulation",
             metavar="LIST",
             show_default="auto",
-            help="Of the tunnels: auto, or some of gre, vxlan, wireguard and direct, best first, with commas "
-            "between.",
+            help="Of the tunnels: auto, or some of gre, vxlan, wireguard and direct, with commas between.",
         ),
     ] = None,
     encryption: Annotated[

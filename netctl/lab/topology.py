@@ -23,7 +23,7 @@ from netctl.model import BROKER_PORT, Encryption
 
 ENCAPSULATIONS: Final = ("gre", "vxlan", "wireguard", "direct")
 EncapsulationChoice = Annotated[str, msgspec.Meta(max_length=64)]
-"""``auto``, or some of ENCAPSULATIONS, best first, with commas between; see `check_encapsulations`."""
+"""``auto``, or some of ENCAPSULATIONS with commas between; see `check_encapsulations`."""
 FirewallChoice = Literal["auto", "nftables", "iptables"]
 
 UNDERLAY_BRIDGE = "underlay"
@@ -163,7 +163,7 @@ def check_encapsulations(text: str) -> str:
     if text != "auto" and (len(set(words)) != len(words) or not set(words) <= set(ENCAPSULATIONS)):
         raise InvalidError(
             f"{text[:80]!r} names no encapsulations",
-            f"say auto, or some of {', '.join(ENCAPSULATIONS)}, each once, best first, with commas between",
+            f"say auto, or some of {', '.join(ENCAPSULATIONS)}, each once, with commas between",
         )
     return text
 
