@@ -223,9 +223,20 @@ def removal(observed: HostState, found: Mapping[str, str]) -> tuple[Op, ...]:
     return ordered(operations)
 
 
+def _renewed(wanted: HostState, observed: HostState) -> set[str]:
+    """Return the tunnels that are, or may be, made anew: their routes and settings go with what they were."""
+    renewed = {device for device, tunnel in wanted.tunnels.items() if observed.tunnels.get(device) != tunnel}
+    for device, link in wanted.wireguard.items():
+        seen = observed.wireguard.get(device)
+        if seen is None or seen.generation != link.generation:
+            renewed.add(device)
+    return renewed
+
+
 def _sysctls(wanted: HostState, observed: HostState) -> Iterable[Op]:
+    renewed = _renewed(wanted, observed)
     for path, value in wanted.sysctls.items():
-        if observed.sysctls.get(path) != value:
+        if observed.sysctls.get(path) != value or (renewed and not renewed.isdisjoint(path.split("/"))):
             yield SetSysctl(path, value)
 
 
@@ -253,11 +264,7 @@ def _tunnels(wanted: HostState, observed: HostState) -> Iterable[Op]:
 
 
 def _routes(wanted: HostState, observed: HostState) -> Iterable[Op]:
-    renewed = {device for device, tunnel in wanted.tunnels.items() if observed.tunnels.get(device) != tunnel}
-    for device, link in wanted.wireguard.items():
-        seen = observed.wireguard.get(device)
-        if seen is None or seen.generation != link.generation:
-            renewed.add(device)
+    renewed = _renewed(wanted, observed)
     # A new bridge address, like a new device, may have taken the routes along that depended on it.
     rebuilt = wanted.bridge is not None and (
         observed.bridge is None or observed.bridge.address != wanted.bridge.address

@@ -280,3 +280,25 @@ def test_nodes_without_a_common_encapsulation_have_no_tunnel_and_say_so() -> Non
     assert [tunnel.remote for tunnel in wanted.tunnels.values()] == ["192.0.2.3"]
     assert wanted.routes.keys() == {"10.3.0.0/16"}
     assert [error.subject for error in troubles(desired, FULL_FACTS)] == ["n2"]
+
+
+def test_the_host_is_whole_in_one_plan_after_a_device_was_made_anew(tmp_path: Path) -> None:
+    node = able_node(tmp_path)
+    ends = [WireguardEnd(1, f"{number:064x}", 51821) for number in (2, 3)]
+    peers = [
+        attrs.evolve(peer(2), candidates=("gre", "vxlan", "wireguard"), vni=7, wireguard=ends[0]),
+        attrs.evolve(peer(3, "wireguard"), candidates=("wireguard",), mtu=1440, wireguard=ends[1]),
+    ]
+    first = state([], peers, wireguard_generations=(1,))
+    settle(node, first, WIREGUARD_FACTS)
+    moved = attrs.evolve(WIREGUARD_FACTS, underlay="198.51.100.1")
+    helper = node.helper()
+    for facts, wanted in (
+        (moved, first),
+        (moved, attrs.evolve(first, peers={p.name: attrs.evolve(p, underlay="198.51.100.9") for p in peers})),
+        (moved, attrs.evolve(first, wireguard_generations=(3,))),
+    ):
+        desired = DesiredIndex.of(wanted)
+        assert not any(helper.apply(plan(desired, facts, helper.observe(), NOW)))
+        assert plan(desired, facts, helper.observe(), NOW) == ()
+    helper.close()
