@@ -13,12 +13,12 @@ import attrs
 from firewall_rules import names
 from netctl.errors import KernelError
 from nodeagent.kernel import decode, netlink, ports, questions, sysctls
+from nodeagent.kernel.addresses import addresses_of
 from nodeagent.kernel.base import KernelOp, Links
 from nodeagent.kernel.channel import Channel, Refusal
 from nodeagent.kernel.checks import HostExaminer
 from nodeagent.kernel.host_facts import read_facts
 from nodeagent.kernel.observe import (
-    addresses_of,
     own_routes,
     read_end,
     read_links,

@@ -11,6 +11,7 @@ from firewall_rules import names
 from netctl.errors import KernelError
 from netctl.model import Encapsulation
 from nodeagent.kernel import decode, questions, sysctls
+from nodeagent.kernel.addresses import addresses_of
 from nodeagent.kernel.base import Links
 from nodeagent.kernel.channel import Channel
 from nodeagent.kernel.wireguard_links import DEVICES as WIREGUARD
@@ -77,12 +78,6 @@ def _bridge(channel: Channel, link: decode.Link) -> Bridge | None:
     if link.kind != "bridge":
         return None
     return Bridge(address=several(addresses_of(channel, link.index)), mtu=link.mtu, mac=link.mac, up=link.up)
-
-
-def addresses_of(channel: Channel, index: int) -> list[str]:
-    """Return the IPv4 addresses, with their lengths, of the link of `index`."""
-    found = (decode.link_address(a.body) for a in channel.dump(questions.dump_addresses(index)))
-    return [one.address for one in found if one.index == index]
 
 
 def _tunnel(link: decode.Link) -> Tunnel:

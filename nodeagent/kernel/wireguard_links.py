@@ -9,6 +9,7 @@ from firewall_rules import names
 from netctl.errors import KernelError
 from netctl.model import WireguardEnd
 from nodeagent.kernel import decode, netlink, questions, wireguard
+from nodeagent.kernel.addresses import addresses_of
 from nodeagent.kernel.channel import GENERIC, Channel, Refusal
 from nodeagent.kernel.wireguard_keys import WireguardKeys
 from nodeagent.kernel_state import WireguardLink
@@ -16,6 +17,9 @@ from nodeagent.kernel_state import WireguardLink
 KIND: Final = "wireguard"
 DEVICES: Final = frozenset(map(names.wireguard_device, (0, 1)))
 """The names our links take turns with."""
+ADDRESS: Final = "192.0.0.8/32"
+"""The dummy address of RFC 7600, on every link of ours: the kernel checks reverse paths loosely only on one
+that has an address, and strictly on others (no_addr in net/ipv4/fib_frontend.c)."""
 _NO_KEYS = "this node keeps no WireGuard keys"
 
 
@@ -55,6 +59,8 @@ class WireguardLinks:
     def read(self, link: decode.Link) -> WireguardLink:
         """Read one of `DEVICES`. One of another kind, or that is not as we make them, has no generation.
 
+        It counts as up once it has its address.
+
         Raises:
             KernelError: The kernel does not tell.
         """
@@ -65,7 +71,7 @@ class WireguardLinks:
             port=seen.port,
             mtu=link.mtu,
             peers=seen.peers,
-            up=link.up,
+            up=link.up and ADDRESS in addresses_of(self._route, link.index),
         )
 
     def _generation(self, device: str, seen: wireguard.Seen) -> int:
@@ -105,7 +111,10 @@ class WireguardLinks:
             peers=link.peers,
         )
         refusals = self._channel().send(messages) if messages else []
-        refusals += self._route.send([netlink.set_link(link.device, mtu=link.mtu)])
+        index = self._route.index(link.device)
+        refusals += self._route.send(
+            [netlink.add_address(index, ADDRESS), netlink.set_link(link.device, mtu=link.mtu)]
+        )
         for number in self._keys.public():
             if number != link.generation and names.wireguard_device(number) == link.device:
                 self._keys.destroy(number)

@@ -9,6 +9,7 @@ from firewall_rules import names
 from netctl.model import mac_of
 from nodeagent.kernel.base import KernelOp, Links
 from nodeagent.kernel.linux import LinuxKernel
+from nodeagent.kernel.wireguard_keys import WireguardKeys
 from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort, HostFacts, Route, Tunnel
 from nodeagent.ops import SetBridge, SetEnd, SetPort, SetRoute, SetSysctl, SetTunnel
 from tests.support.netns import Namespace
@@ -17,10 +18,10 @@ from tests.support.netns import Namespace
 class KernelIn:
     """A `Kernel` whose own namespace is one of the test's: each call goes in and comes back."""
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, keys: WireguardKeys | None = None) -> None:
         self._namespace = namespace
         with namespace.entered():
-            self._kernel = LinuxKernel()
+            self._kernel = LinuxKernel(keys)
 
     def close(self) -> None:
         self._kernel.close()
@@ -45,13 +46,20 @@ class KernelIn:
 class OverlayNode:
     """One node of an overlay without firewalls: bridge 10.N.0.1/16, its containers from 10.N.0.2 on."""
 
-    def __init__(self, number: int, namespace: Namespace, underlay: str, mtu: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        namespace: Namespace,
+        underlay: str,
+        mtu: int,
+        keys: WireguardKeys | None = None,
+    ) -> None:
         self.number = number
         self.namespace = namespace
         self.underlay = underlay
         self.mtu = mtu
         self.address = f"10.{number}.0.1"
-        self.kernel = KernelIn(namespace)
+        self.kernel = KernelIn(namespace, keys)
         self.kernel.done(
             SetBridge(Bridge(f"{self.address}/16", mtu, mac_of(self.address))),
             SetSysctl("net/ipv4/ip_forward", "1"),
