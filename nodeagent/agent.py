@@ -53,6 +53,7 @@ from nodeagent.reconcile import Reconciler
 from nodeagent.reports import Reports
 from nodeagent.session import Down, Link, Up
 from nodeagent.streams import Streams
+from nodeagent.ways import Ways
 
 ROUNDS: Final = 64
 """Steps of engines' events and operations taken in one turn, before the broker is listened to again."""
@@ -97,6 +98,7 @@ class Agent:
         facts = OwnFacts(underlay, encapsulations, monotonic=monotonic)
         self._host = HostSide(spawn, found, facts, resync=resync, monotonic=monotonic)
         self._streams = Streams(self._say, self._runs)
+        self._ways = Ways(link)
         self._request = 0
         self._docker = None if driver is None else DockerSide(driver, link, self._number, monotonic)
         self._reports = Reports(link, desired, self._docker, self._number, monotonic)
@@ -243,9 +245,11 @@ class Agent:
                 break
         if self._docker is not None:
             self._docker.settle(host, helper, welcome=self._reports.welcome)
+        self._ways.settle(host.observed, helper, self._index, self._host.facts.latest)
 
     def _happened(self, event: Event, host: Reconciler) -> None:
         host.hear(event)
+        self._ways.hear(event)
         if self._docker is not None:
             self._docker.hear(event, host)
         if isinstance(event, ExecEnded):
@@ -355,6 +359,7 @@ class Agent:
             return
         self._reports.facts(facts.latest)
         self._reports.report(host)
+        self._ways.tell(welcome=self._reports.welcome)
         if self._docker is not None and self._reports.welcome:
             self._docker.ask()
         removed = self._index is not None and self._index.header.block is None

@@ -27,6 +27,7 @@ from nodeagent.engine.process import ProcessEngine
 from nodeagent.helper_server import HelperServer
 from nodeagent.kernel import netlink
 from nodeagent.kernel.linux import LinuxKernel
+from nodeagent.kernel.prober import Prober
 from nodeagent.kernel.watch import LinkWatch
 from nodeagent.kernel.wireguard_keys import WireguardKeys
 from nodeagent.sandboxes import MountedSandboxes
@@ -117,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             passages=passages,
         )
         sock = socket.socket(fileno=options.socket_fd)
-        HelperServer(sock, host, LinkWatch(), options.underlay, later=netlink.load).serve()
+        watch = LinkWatch()
+        HelperServer(sock, host, watch, options.underlay, prober=Prober(), later=netlink.load).serve()
     except (NetctlError, OSError) as error:
         log.get_logger().error("the privileged child ends", error=str(error))
         return 1
