@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     def command(name: str, summary: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=summary, epilog=_EXAMPLES[name])
 
-    join = command("join", "Make this host a node: enrol it with the broker.")
+    join = command("join", "Make this host a node: look whether it can be one, and enrol it with the broker.")
     join.add_argument("invite", metavar="INVITE", help="from `netctl invite node`")
     join.add_argument("--name", help="of the node (default: the invite's, else this host's short name)")
     run = command("run", "Keep this node as the broker wants it, until SIGTERM.")
