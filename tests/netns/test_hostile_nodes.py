@@ -15,6 +15,7 @@ import pytest
 
 from firewall_rules.names import OUTER_MARK
 from firewall_rules.policy import Pair
+from netctl.model import mac_of
 from nodeagent.kernel_state import WireguardLink, WireguardPeer
 from tests.support.netns import (
     BLOCKED_AFTER,
@@ -23,6 +24,7 @@ from tests.support.netns import (
     Namespace,
     ethernet,
     ipv4,
+    mac_bytes,
     readable,
     send_frames,
 )
@@ -185,18 +187,37 @@ def test_a_container_is_not_heard_outside_its_tunnel(net: Underlay) -> None:
     assert net.speaks()
 
 
-# Where the underlay lets outer sources be forged
+# Where the underlay is not what one thinks
+
+
+@pytest.mark.parametrize("net", WAYS, indirect=True)
+def test_who_listens_on_the_underlay_reads_all_that_wireguard_does_not_carry(net: Underlay) -> None:
+    net.install(net.policy())
+    assert net.speaks()
+    with Capture(net.node, "eth0") as wire:
+        assert net.reaches_container(net.sent(packet(FAR, ONE)), PASSES_WITHIN)
+        frame = wire.until(lambda frame: MARKER in frame, BLOCKED_AFTER)
+    assert (frame is not None) == (net.way != "wireguard")
 
 
 @pytest.mark.parametrize("net", IN_THE_CLEAR, indirect=True)
 def test_who_forges_a_nodes_address_speaks_for_its_containers_where_nothing_is_signed(net: Underlay) -> None:
     """Not a defence: this shows what an underlay must not let happen, and what holds even then."""
-    net.install(net.policy())
+    net.install(net.policy(THIRDS))
+    assert net.speaks()
 
     def forged(source: str, target: str) -> Callable[[], None]:
-        return net.sent(packet(source, target), by=STRANGER, outer=PEER, mac=MACS[PEER])
+        mac = MACS[PEER] if net.way == "direct" else ""
+        return net.sent(packet(source, target), by=STRANGER, outer=PEER, mac=mac)
 
     assert net.reaches_container(forged(FAR, ONE), PASSES_WITHIN), "it does arrive"
+    # The answer goes to the real node; but a switch that learns sends it to who has just used its MAC.
+    answer = ethernet(mac_of(GATEWAY), mac_of(ONE), IPV4, packet(ONE, FAR))
+    receiver, other = (STRANGER, PEER) if net.way == "direct" else (PEER, STRANGER)
+    with Capture(net.hosts[receiver], "eth0") as here, Capture(net.hosts[other], "eth0") as there:
+        send_frames(net.container, "eth0", [answer])
+        assert here.until(_is_for_the_peer) is not None
+        assert there.until(_is_for_the_peer, BLOCKED_AFTER) is None
     # What the peer's own containers may not, the forger may not either.
     assert not net.reaches_container(forged(FAR_OTHER, ONE))
     assert not net.reaches_container(forged(THIRDS, ONE))
@@ -206,6 +227,10 @@ def test_who_forges_a_nodes_address_speaks_for_its_containers_where_nothing_is_s
         for target in (GATEWAY, NODE):
             forged(FAR, target)()
         assert not readable(receiver, BLOCKED_AFTER)
+
+
+def _is_for_the_peer(frame: bytes) -> bool:
+    return frame[:6] == mac_bytes(MACS[PEER]) and MARKER in frame
 
 
 @pytest.mark.parametrize("net", ["vxlan"], indirect=True)
