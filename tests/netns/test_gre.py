@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -14,11 +11,9 @@ import pytest
 
 from nodeagent.kernel_state import Tunnel
 from nodeagent.ops import DeleteTunnel, SetSysctl, SetTunnel
-from tests.support.agents import permit
 from tests.support.kernels import OverlayNode
 from tests.support.netns import (
     BLOCKED_AFTER,
-    PASSES_WITHIN,
     Capture,
     Namespace,
     address,
@@ -29,14 +24,11 @@ from tests.support.netns import (
     udp_passes,
     veth,
 )
-from tests.support.pairs import Stream, Two
-from tests.support.whole_nodes import WholeNode
 
 pytestmark = [pytest.mark.root, pytest.mark.needs_kernel("gre")]
 
 PROTOCOL_GRE = 47
 MTU = 1476
-MEGABYTES = 10
 
 Make = Callable[[], Namespace]
 
@@ -121,117 +113,3 @@ def test_inner_source_of_a_foreign_block_is_dropped_by_strict_reverse_path(
     assert not arrives("10.3.0.77")
     two.kernel.done(SetSysctl(f"net/ipv4/conf/{device}/rp_filter", "0"))
     assert arrives("10.3.0.77")  # so it was the filter
-
-
-@pytest.fixture(params=[1500])
-def whole(request: pytest.FixtureRequest, namespaces: Make) -> Iterator[tuple[WholeNode, WholeNode]]:
-    """Yield n1 and n2 with all their rules, and an underlay of the MTU asked for between them."""
-    one, two = namespaces(), namespaces()
-    veth(one, "up0", two, "up0", request.param)
-    address(one, "up0", "192.0.2.1/24")
-    address(two, "up0", "192.0.2.2/24")
-    with contextlib.ExitStack() as stack:
-        made = (WholeNode(1, one, "gre", request.param), WholeNode(2, two, "gre", request.param))
-        for node in made:
-            stack.callback(node.close)
-        made[0].knows(made[1].peer)
-        made[1].knows(made[0].peer)
-        yield made
-
-
-@pytest.mark.parametrize("whole", [1280, 1400, 1500, 9000], indirect=True)
-def test_ten_megabytes_arrive_through_both_firewalls(
-    whole: tuple[WholeNode, WholeNode], namespaces: Make
-) -> None:
-    one, two = whole
-    web, database = namespaces(), namespaces()
-    source, target = one.add(2, web), two.add(2, database)
-    pair = Two(web, source, database, target)
-    for node in whole:
-        node.want()
-    assert not pair.tcp(5432)
-    for node in whole:
-        node.want(permit(source, target, "5432/tcp"))
-    assert f"mtu {one.state.mtu} " in web.ip("link", "show", "dev", "eth0")
-    payload = os.urandom(1 << 20)
-    with (
-        database.socket(socket.AF_INET, socket.SOCK_STREAM) as listener,
-        web.socket(socket.AF_INET, socket.SOCK_STREAM) as client,
-    ):
-        listener.bind((target, 5432))
-        listener.listen()
-        client.settimeout(30)
-        client.connect((target, 5432))
-        served, _ = listener.accept()
-
-        def send() -> None:
-            for _ in range(MEGABYTES):
-                client.sendall(payload)
-            client.shutdown(socket.SHUT_WR)
-
-        sender = threading.Thread(target=send)
-        sender.start()
-        seen, count = hashlib.sha256(), 0
-        with served:
-            served.settimeout(30)
-            while chunk := served.recv(1 << 20):
-                seen.update(chunk)
-                count += len(chunk)
-        sender.join()
-    assert count == MEGABYTES << 20
-    assert seen.digest() == hashlib.sha256(payload * MEGABYTES).digest()
-    assert not pair.tcp(5433)
-
-
-def test_disconnect_cuts_a_live_flow(whole: tuple[WholeNode, WholeNode], namespaces: Make) -> None:
-    one, two = whole
-    web, database = namespaces(), namespaces()
-    pair = Two(web, one.add(2, web), database, two.add(2, database))
-    kept = permit(pair.one_address, pair.other_address, "1001/tcp")
-    both = (permit(pair.one_address, pair.other_address, "1000/tcp"), kept)
-    for node in whole:
-        node.want(*both)
-    cut, goes_on = Stream(pair, 1000), Stream(pair, 1001)
-    try:
-        assert cut.flows(PASSES_WITHIN)
-        for node in whole:
-            node.want(kept)
-        assert not cut.flows(1.0)
-        assert goes_on.flows(PASSES_WITHIN)
-        for node in whole:
-            node.want(*both)
-        # The control: the flow was cut by rules alone, so it goes on when they allow it again.
-        assert cut.flows(30.0)
-    finally:
-        cut.close()
-        goes_on.close()
-
-
-def test_a_source_out_of_another_nodes_block_is_dropped_with_all_rules(
-    whole: tuple[WholeNode, WholeNode], namespaces: Make
-) -> None:
-    one, two = whole
-    database = namespaces()
-    target = two.add(2, database)
-    # A third node, played by the first one's other address.
-    one.namespace.ip("addr", "add", "192.0.2.3/24", "dev", "up0")
-    two.knows(one.peer, attrs.evolve(one.peer, name="n3", block="10.3.0.0/16", underlay="192.0.2.3"))
-    two.want(permit("10.1.0.77", target, "9000/udp"), permit("10.3.0.77", target, "9000/udp"))
-
-    def arrives(outer: str, inner: str, seconds: float) -> bool:
-        packet = ipv4(inner, target, socket.IPPROTO_UDP, udp(5, 9000, b"hello"))
-        with (
-            database.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
-            one.namespace.socket(socket.AF_INET, socket.SOCK_RAW, PROTOCOL_GRE) as sender,
-        ):
-            server.bind((target, 9000))
-            sender.bind((outer, 0))
-            sender.sendto(b"\0\0\x08\0" + packet, (two.underlay, 0))
-            return readable(server, seconds)
-
-    for outer, own, foreign in (
-        ("192.0.2.1", "10.1.0.77", "10.3.0.77"),
-        ("192.0.2.3", "10.3.0.77", "10.1.0.77"),
-    ):
-        assert arrives(outer, own, PASSES_WITHIN), "the control: a node speaks for its own block"
-        assert not arrives(outer, foreign, BLOCKED_AFTER)

@@ -124,7 +124,7 @@ def main(arguments: Sequence[str], lacks: Sequence[str], environment: Mapping[st
         sys.stdout.write("this host's kernel has all that tests need: they run with all others\n")
         return 0
     if start((str(KERNEL_LAB), "which")) != 0:
-        sys.stdout.write(f"SKIPPED the tests that need {', '.join(lacks)}: this host's kernel has none\n")
+        sys.stdout.write(f"SKIPPED the tests that need {', '.join(lacks)}: there is no kernel that has it\n")
         return 1 if environment.get("CI") == "true" else 0
     results = None if options.results is None else options.results.absolute()
     return start(command(lacks, results, rest))
