@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import socket
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -29,10 +31,12 @@ from nodeagent.ops import (
 )
 from tests.support.kernels import KernelIn, OverlayNode
 from tests.support.netns import (
+    BLOCKED_AFTER,
     Namespace,
     address,
     ethernet,
     ping_passes,
+    readable,
     send_frames,
     udp_passes,
     veth,
@@ -47,6 +51,11 @@ PORT = ContainerPort(names.port_device(ID), 1450)
 END = ContainerEnd("10.1.0.2/16", "10.1.0.1", 1450, mac_of("10.1.0.2"))
 TUNNEL = Tunnel("nctv0a020000", "vxlan", "192.0.2.1", "192.0.2.2", 1450, 7, 4789, mac_of("10.1.0.1"))
 ROUTE = Route("10.2.0.0/16", "nctv0a020000", "10.1.0.1", "10.2.0.1", mac_of("10.2.0.1"))
+
+# linux/in.h
+_IP_MTU_DISCOVER = 10
+_IP_MTU = 14
+_IP_PMTUDISC_DO = 2
 
 Make = Callable[[], Namespace]
 
@@ -489,3 +498,37 @@ def test_containers_of_one_node_and_of_two_reach_each_other(namespaces: Make) ->
         assert ping_passes(web, database_address, seconds=5)
         assert udp_passes(web, database, database_address, 9000, size=1422, seconds=5)
         assert udp_passes(web, database, database_address, 9000, size=4000, seconds=5)
+
+
+def test_what_is_too_large_for_a_pairs_path_is_answered_by_the_node_itself(namespaces: Make) -> None:
+    one, two = namespaces(), namespaces()
+    veth(one, "up0", two, "up0")
+    address(one, "up0", "192.0.2.1/24")
+    address(two, "up0", "192.0.2.2/24")
+    with contextlib.ExitStack() as stack:
+        near = OverlayNode(1, one, "192.0.2.1", 1450)
+        far = OverlayNode(2, two, "192.0.2.2", 1450)
+        for node in (near, far):
+            stack.callback(node.close)
+        web, database = namespaces(), namespaces()
+        near.attach(web, 2)
+        target = far.attach(database, 2)
+        near.tunnel_to(far, "vxlan")
+        far.tunnel_to(near, "vxlan")
+        client = stack.enter_context(web.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        server = stack.enter_context(database.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        server.bind((target, 9000))
+        client.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
+        client.connect((target, 9000))
+        client.send(bytes(1422))
+        assert readable(server, 5)  # the control: the device takes it
+        server.recv(2048)
+        (route,) = near.kernel.observe({}).routes.values()
+        near.kernel.done(SetRoute(attrs.evolve(route, mtu=1300)))
+        client.send(bytes(1422))
+        wait_for(lambda: client.getsockopt(socket.IPPROTO_IP, _IP_MTU) == 1300, what="the path's MTU")
+        # Read, or it would be the error of the next send.
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EMSGSIZE
+        assert not readable(server, BLOCKED_AFTER)
+        client.send(bytes(1272))
+        assert readable(server, 5)

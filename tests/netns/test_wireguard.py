@@ -208,9 +208,10 @@ def test_a_link_with_another_key_is_made_anew(nodes: tuple[Node, Node]) -> None:
     assert one.links == {link.device: link}
 
 
-def test_a_link_of_another_kind_is_replaced(nodes: tuple[Node, Node]) -> None:
+@pytest.mark.parametrize("kind", ["dummy", "wireguard"])
+def test_a_link_that_is_none_or_unfinished_is_replaced(nodes: tuple[Node, Node], kind: str) -> None:
     one = nodes[0]
-    one.namespace.ip("link", "add", "nctw1", "type", "dummy")
+    one.namespace.ip("link", "add", "nctw1", "type", kind)
     (seen,) = one.links.values()
     assert (seen.generation, seen.port, seen.peers) == (0, 0, frozenset())
     one.kernel.done(SetWireguard(one.link(1)))
