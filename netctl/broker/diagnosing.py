@@ -222,7 +222,7 @@ def _rotations(snapshot: Snapshot, live: Live) -> Iterator[Finding]:
                 "warning",
                 rotation.node,
                 f"its new WireGuard key is not in use everywhere yet: {_some(sorted(waits))} to go",
-                "it goes on by itself; bring back what is unreachable, or take that out with `netctl node rm`",
+                "it goes on by itself; bring back what is unreachable, or take it out (`netctl node rm`)",
             )
 
 

@@ -10,14 +10,24 @@ import attrs
 
 from netctl.broker import nodes, users
 from netctl.broker.commands import AddInvite
+from netctl.broker.draft import identity_of
 from netctl.broker.hub import About, Hub
 from netctl.broker.journal import FencedError, Journal, Remembered
 from netctl.broker.sessions import Limits
-from netctl.broker.snapshot import Change, Snapshot
-from netctl.broker.state import empty
+from netctl.broker.snapshot import Change, Put, Record, Snapshot
+from netctl.broker.state import empty, load
 from netctl.delta import apply_delta, digest
 from netctl.errors import UnavailableError
-from netctl.model import NodeFacts, NodeState, Workload
+from netctl.model import (
+    WIREGUARD_PORTS,
+    Encryption,
+    Finding,
+    NodeFacts,
+    NodeState,
+    PathState,
+    WireguardEnd,
+    Workload,
+)
 from netctl.wire.identity import KeyPair
 from netctl.wire.invite import token_hash
 from netctl.wire.messages import (
@@ -25,9 +35,13 @@ from netctl.wire.messages import (
     Enrol,
     Enrolled,
     Envelope,
+    Examine,
+    Examined,
+    Facts,
     Hello,
     Message,
     NodeError,
+    Paths,
     Ping,
     Reset,
     RunContainer,
@@ -49,6 +63,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.commits: list[tuple[list[Change], list[Remembered]]] = []
+        self.rows: dict[tuple[type, object], Record] = {}
         self.place = (1, 0)
         self.fail = False
         self.fenced = False
@@ -67,6 +82,12 @@ class FakeStore:
         if self.fenced or before != self.place:
             raise FencedError("another broker has taken over this store")
         self.place = after
+        for change in changes:
+            identity = (type(change.record), identity_of(change.record))
+            if isinstance(change, Put):
+                self.rows[identity] = change.record
+            else:
+                self.rows.pop(identity, None)
         self.commits.append((changes, answers))
 
     def forget(self, before: float, keep: int) -> None:
@@ -127,8 +148,17 @@ class Talker:
         return any(isinstance(e.message, kind) for e in self.heard)
 
 
+def wireguard_end(number: int, generation: int) -> WireguardEnd:
+    """Return the end that node `number` makes for a generation."""
+    return WireguardEnd(generation, f"{number:032x}{generation:032x}", WIREGUARD_PORTS[generation % 2])
+
+
 class FakeNode(Talker):
-    """A node's agent that applies what it is told at once, unless `holding`, and reports its `errors`."""
+    """A node's agent that applies what it is told at once, unless `holding`, and reports its `errors`.
+
+    It makes the WireGuard keys it is to have, and says so; it examines its host with `findings` and a clock
+    that is `ahead`, unless `mute`.
+    """
 
     def __init__(self, house: House, keys: KeyPair, its_facts: NodeFacts) -> None:
         super().__init__(house, keys, "node")
@@ -139,6 +169,9 @@ class FakeNode(Talker):
         self.holding = False
         self.errors: tuple[NodeError, ...] = ()
         self.leftovers = False
+        self.findings: tuple[Finding, ...] = ()
+        self.ahead = 0.0
+        self.mute = False
 
     def hello(self) -> None:
         held = digest(self.state) if self.state is not None else ""
@@ -155,11 +188,29 @@ class FakeNode(Talker):
                 assert self.state is not None
                 assert message.base == self.revision
                 self.state = apply_delta(self.state, message.delta)
+            elif isinstance(message, Examine) and not self.mute:
+                told = Examined(self.findings, self.house.now + self.ahead)
+                self.house.queue(self, self.seal(told, envelope.id))
+                continue
             else:
                 continue
             self.epoch, self.revision = message.epoch, message.revision
             if not self.holding:
+                self.make_keys()
                 self.applied()
+
+    def make_keys(self) -> None:
+        """Have the keys that are wanted and no others, and say so."""
+        assert self.state is not None
+        number = int(self.facts.underlay.rpartition(".")[2])
+        ends = tuple(wireguard_end(number, g) for g in sorted(self.state.wireguard_generations))
+        if ends != self.facts.wireguard:
+            self.facts = attrs.evolve(self.facts, wireguard=ends)
+            self.house.queue(self, self.seal(Facts(self.facts), 0))
+
+    def finds(self, *paths: PathState) -> None:
+        """Report ways to peers."""
+        self.say(Paths(paths), 0)
 
     def applied(self) -> None:
         self.house.queue(self, self.seal(Applied(self.epoch, self.revision, self.errors, self.leftovers), 0))
@@ -168,22 +219,35 @@ class FakeNode(Talker):
 class House:
     """The hub, its store, and everyone who talks to it. Time stands still unless `later` is called."""
 
-    def __init__(self, limits: Limits | None = None, block_size: int = 16) -> None:
+    def __init__(
+        self, limits: Limits | None = None, block_size: int = 16, encryption: Encryption = "off"
+    ) -> None:
         self.keys = KeyPair.generate()
         self.store = FakeStore()
         self.now = 1000.0
-        self.journal = Journal(self.store, empty("10.0.0.0/8", block_size), [])
+        self._limits = limits
+        self._begin(empty("10.0.0.0/8", block_size, encryption=encryption))
+        self._queue: list[tuple[Talker, Frame]] = []
+        self._routes = itertools.count(1)
+        self._tokens = (f"token {number}" for number in itertools.count(1))
+
+    def _begin(self, snapshot: Snapshot) -> None:
+        self.journal = Journal(self.store, snapshot, [])
+        self._talkers: dict[bytes, Talker] = {}
         self.hub = Hub(
             About(self.keys, ("tcp://192.0.2.1:2020",), "1"),
             self.journal,
             {"user": users.handle, "enrol": users.enrol, "node": nodes.handle},
-            limits=limits,
+            limits=self._limits,
             clock=lambda: self.now,
         )
-        self._talkers: dict[bytes, Talker] = {}
-        self._queue: list[tuple[Talker, Frame]] = []
-        self._routes = itertools.count(1)
-        self._tokens = (f"token {number}" for number in itertools.count(1))
+
+    def restart(self) -> None:
+        """Have another broker go on with what is stored; all sessions are gone."""
+        s = self.snapshot
+        policy = {name: getattr(s, name) for name in ("encapsulations", "encryption", "vxlan_port")}
+        place = (s.epoch, s.revision, s.supernet, s.block_size, s.closed)
+        self._begin(load(*place, self.store.rows.values(), **policy))
 
     def new_route(self) -> bytes:
         return next(self._routes).to_bytes(5, "big")
@@ -261,9 +325,9 @@ class House:
         talker.say(Ping(), 0)
         return talker
 
-    def node(self, name: str, number: int = 0) -> FakeNode:
-        """Return a node that has joined and holds its desired state."""
-        its_facts = facts(number or int(name.strip("n")))
+    def node(self, name: str, number: int = 0, **changes: object) -> FakeNode:
+        """Return a node that has joined and holds its desired state; `changes` are of its facts."""
+        its_facts = attrs.evolve(facts(number or int(name.strip("n"))), **changes)
         node = FakeNode(self, self.enrol("node", name, its_facts), its_facts)
         node.shake_hands()
         node.hello()
@@ -273,6 +337,7 @@ class House:
         """Return the same node over a new connection, holding what it held; it has not said Hello."""
         fresh = FakeNode(self, node.keys, node.facts)
         fresh.state, fresh.epoch, fresh.revision = node.state, node.epoch, node.revision
+        fresh.holding, fresh.errors = node.holding, node.errors
         fresh.shake_hands()
         return fresh
 

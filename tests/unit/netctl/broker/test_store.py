@@ -26,8 +26,10 @@ from netctl.broker.snapshot import (
     Invite,
     Lease,
     Node,
+    Pair,
     Put,
     Record,
+    Rotation,
 )
 from netctl.broker.store import Store
 from netctl.errors import InvalidError, UnavailableError
@@ -35,6 +37,7 @@ from netctl.model import ANY_PORT, DockerContainer, Port, Wish, Workload
 from tests.support.hub import facts
 
 META = Meta(3, 7, "10.0.0.0/8", 16, ("192.0.2.1/32",))
+SECRET = attrs.evolve(META, encapsulations=("wireguard", "gre"), encryption="required", vxlan_port=14789)
 ACCOUNT = Account("admin", "a" * 64, 1000.5)
 NODES = tuple(
     Node(f"n{i}", i, f"10.{i}.0.0/16", f"{i:064d}", facts(i), draining=i == 2, revision=i) for i in (1, 2)
@@ -59,8 +62,12 @@ DOCKERS = Container(
 )  # fmt: skip
 WISHED = Connection(DOCKERS.id, CONTAINERS[1].id, Port("tcp", 1), 7, 1004.0, "admin", wished=True)
 LEASES = (Lease("10.3.0.3", "n3"), Lease("10.3.0.4", "n3"))
+PAIRS = (Pair("n1", "n2", "vxlan", 1400), Pair("n1", "n3", "wireguard"))
+ROTATION = Rotation("n2", 2, "spreading", 6, frozenset({"n1", "n3"}))
+TURNED = Node("n4", 4, "10.4.0.0/16", f"{4:064d}", facts(4), generation=7)
 RECORDS: tuple[Record, ...] = (
-    ACCOUNT, *NODES, BOUND, *CONTAINERS, DOCKERS, *CONNECTIONS, WISHED, *INVITES, HELD, *LEASES,
+    ACCOUNT, *NODES, BOUND, TURNED, *CONTAINERS, DOCKERS, *CONNECTIONS, WISHED, *INVITES, HELD, *LEASES,
+    *PAIRS, ROTATION,
 )  # fmt: skip
 OLD_TABLES = {
     "accounts": (("admin", "a" * 64, 1000.5),),
@@ -88,6 +95,25 @@ OLD_TABLES = {
     ),
 }  # fmt: skip
 """Rows as the first schema had them."""
+SECOND_TABLES = {
+    "accounts": OLD_TABLES["accounts"],
+    "nodes": tuple(
+        (
+            n.name, n.index, n.block, n.key, msgspec.msgpack.encode(n.facts), n.draining, n.removing,
+            n.revision, msgspec.msgpack.encode(n.labels), n.account,
+        )
+        for n in (*NODES, BOUND)
+    ),
+    "containers": (
+        (
+            DOCKERS.id, DOCKERS.account, DOCKERS.name, DOCKERS.node, DOCKERS.address,
+            msgspec.msgpack.encode(DOCKERS.workload), DOCKERS.wanted, DOCKERS.generation, DOCKERS.created_at,
+            DOCKERS.revision, msgspec.msgpack.encode(DOCKERS.docker),
+        ),
+    ),
+    "leases": tuple((lease.address, lease.node) for lease in LEASES),
+}  # fmt: skip
+"""Rows as the second schema had them."""
 
 
 @pytest.fixture
@@ -198,30 +224,72 @@ def test_the_migrations_lead_to_the_tables_of_today(store: Store) -> None:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
 
 
-def test_a_database_of_the_first_schema_keeps_what_is_in_it(tmp_path: Path) -> None:
-    old = Store(tmp_path)
-    alembic.command.upgrade(old._migrations(), "0001")
+Rows = dict[str, tuple[tuple[object, ...], ...]]
+
+
+def old_database(directory: Path, schema_version: str, rows: Rows) -> Store:
+    """Make a database of an earlier schema with what it could hold; return it brought up to date."""
+    old = Store(directory)
+    alembic.command.upgrade(old._migrations(), schema_version)
     with old.engine.begin() as connection:
         connection.exec_driver_sql(
             "INSERT INTO meta VALUES (1, 3, 7, '10.0.0.0/8', 16, ?)", (msgspec.msgpack.encode(META.closed),)
         )
-        for table, rows in OLD_TABLES.items():
-            marks = ", ".join("?" * len(rows[0]))
-            for row in rows:
+        for table, its_rows in rows.items():
+            marks = ", ".join("?" * len(its_rows[0]))
+            for row in its_rows:
                 connection.exec_driver_sql(f"INSERT INTO {table} VALUES ({marks})", row)  # noqa: S608 - ours
     old.close()
-    again = Store(tmp_path)
+    again = Store(directory)
     again.upgrade()
     again.upgrade()
+    with again.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+    return again
+
+
+def test_a_database_of_the_first_schema_keeps_what_is_in_it(tmp_path: Path) -> None:
+    again = old_database(tmp_path, "0001", OLD_TABLES)
     meta, records, _ = again.load()
     assert meta == META
     expected = (ACCOUNT, *NODES, *CONTAINERS, *CONNECTIONS)
     assert sorted(map(repr, records)) == sorted(map(repr, expected))
-    with again.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
-    write(again, *map(Put, (BOUND, DOCKERS, WISHED, *LEASES)))
-    assert {BOUND, DOCKERS, WISHED, *LEASES} <= set(again.load()[1])
+    later = {BOUND, DOCKERS, WISHED, *LEASES, *PAIRS, ROTATION}
+    write(again, *map(Put, (BOUND, DOCKERS, WISHED, *LEASES, *PAIRS, ROTATION)))
+    assert later <= set(again.load()[1])
     again.close()
+
+
+def test_a_database_of_the_second_schema_keeps_what_is_in_it(tmp_path: Path) -> None:
+    again = old_database(tmp_path, "0002", SECOND_TABLES)
+    meta, records, _ = again.load()
+    assert meta == META
+    expected = (ACCOUNT, *NODES, BOUND, DOCKERS, *LEASES)
+    assert sorted(map(repr, records)) == sorted(map(repr, expected))
+    write(again, *map(Put, (TURNED, *PAIRS, ROTATION)))
+    assert {TURNED, *PAIRS, ROTATION} <= set(again.load()[1])
+    again.close()
+
+
+def test_what_the_operator_allows_of_tunnels_comes_back(tmp_path: Path) -> None:
+    made = Store(tmp_path)
+    made.create(SECRET)
+    assert made.load()[0] == SECRET
+    made.close()
+
+
+def test_a_pair_that_changes_is_one_statement(store: Store) -> None:
+    write(store, *map(Put, NODES))
+    statements: list[str] = []
+    sa.event.listen(
+        store.engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, statement, *_: statements.append(" ".join(statement.split()[:3])),
+    )
+    store.commit([Put(PAIRS[0])], before=(3, 8), after=(3, 9), answers=[])
+    store.commit([Delete(PAIRS[0])], before=(3, 9), after=(3, 10), answers=[])
+    fence = ["BEGIN IMMEDIATE", "UPDATE meta SET"]
+    assert statements == [*fence, "INSERT INTO pairs", *fence, "DELETE FROM pairs"]
 
 
 def test_names_and_addresses_change_hands_within_one_group(store: Store) -> None:
