@@ -43,7 +43,7 @@ PROOF: Final = 2
 BEGINNING: Final = 3.0
 """Seconds that a new way may be silent before it is down: the peer may be making its end just now."""
 BEGINNING_PAUSE: Final = 0.3
-GROWTH: Final = 10.0
+GROWTH: Final = 5.0
 """Seconds between two tries of a larger size on a way that takes less than it might."""
 GROWTH_IN_DOUBT: Final = 1.0
 """The same after a search on a way that loses some: it may have found too little."""
