@@ -391,13 +391,13 @@ class Hub:
         if peer.role == "node":
             self.ways.begin(peer.name)
             self.refused.pop(peer.name, None)
-            for examination in self.examinations.lost(peer.name):
-                self.diagnosed(examination)
         if self.nodes.get(peer.name) is peer and peer.role == "node":
             del self.nodes[peer.name]
             self.deferred.take_all(peer.name)
             self.seen[peer.name] = attrs.evolve(self.seen[peer.name], connected=False, last_seen=self.clock())
             self._log.info("node went away", node=peer.name, reason=reason)
+            for examination in self.examinations.lost(peer.name):
+                self.diagnosed(examination)
 
     def _node_gone(self, name: str) -> None:
         for ticket, answer in self.waiting.forget_node(name):

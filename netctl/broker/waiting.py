@@ -134,7 +134,10 @@ class Waiting(Generic[Ticket]):
         for ticket in self._of_node.pop(node, OrderedDict()):
             wait = self._waits[ticket]
             wait.missing.discard(node)
-            if not wait.missing:
+            if wait.promise.rotates:
+                self.drop(ticket)
+                answers.append((ticket, Failure("failed", f"node {node} was removed", nodes=(node,))))
+            elif not wait.missing:
                 self.drop(ticket)
                 answers.append((ticket, wait.promise.done()))
         return answers
