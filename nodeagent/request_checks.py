@@ -10,6 +10,7 @@ from netctl.errors import InvalidError
 from nodeagent import helper_values as values
 from nodeagent.helper_messages import Adopt, OpenCopy, OpenExec, OpenLogs, SetProbes
 from nodeagent.kernel_state import ProbeTarget
+from nodeagent.probe_packets import LARGEST, SMALL
 
 _MAX_ARGUMENTS: Final = 512
 _MAX_LINES: Final = 2**31
@@ -116,4 +117,5 @@ def _check_way(target: ProbeTarget, underlay_device: str) -> None:
         values.match(values.MAC, target.mac, "Ethernet address")
     elif target.mac:
         raise values.refuse("Ethernet address of a link that has none", target.mac)
-    values.number(target.mtu, values.MAX_PORT, "MTU")
+    if not SMALL <= target.mtu <= LARGEST:
+        raise values.refuse("size of a probe", target.mtu)

@@ -32,7 +32,8 @@ def probe_targets(header: NodeState, peers: Mapping[str, Peer], facts: HostFacts
     return tuple(
         _target(header, source, facts, peer, way)
         for _, peer in sorted(peers.items())
-        for way in tunnels.ways(header, facts, peer)
+        for way in dict.fromkeys(tunnels.ways(header, facts, peer))
+        if way != "direct" or peer.underlay_mac
     )
 
 

@@ -16,7 +16,7 @@ from netctl.model import Workload, mac_of
 from nodeagent.apply import Host
 from nodeagent.engine.fake import FakeEngine
 from nodeagent.helper_client import HelperClient
-from nodeagent.helper_server import HelperServer
+from nodeagent.helper_server import HelperServer, Prober
 from nodeagent.kernel.fake import FakeKernel
 from nodeagent.kernel_state import Bridge, ContainerEnd, ContainerPort
 from nodeagent.ops import (
@@ -119,13 +119,13 @@ class FakeWatch:
 class ServedHost:
     """A `HelperServer` over fakes in a thread, and a client of it."""
 
-    def __init__(self, underlay: str | None = None) -> None:
+    def __init__(self, underlay: str | None = None, prober: Prober | None = None) -> None:
         self.fakes = FakeHost()
         self.watch = FakeWatch()
         self.ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.client = HelperClient(self.ours)
         self.failed: BaseException | None = None
-        server = HelperServer(self._theirs, self.fakes.host(), self.watch, underlay)
+        server = HelperServer(self._theirs, self.fakes.host(), self.watch, underlay, prober=prober)
 
         def serve() -> None:
             try:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 import threading
 
+from netctl.model import PathState
 from nodeagent import helper_wire
 from nodeagent.helper_client import HelperClient
 from nodeagent.helper_messages import (
@@ -11,6 +12,7 @@ from nodeagent.helper_messages import (
     DockerListed,
     DockerSeen,
     Drifted,
+    PathsChanged,
     Results,
     SandboxChanged,
 )
@@ -95,3 +97,12 @@ def test_an_event_larger_than_the_socket_takes_goes_out_in_pieces_and_before_any
     assert len(outbox) == 0
     ours.close()
     client.close()
+
+
+def test_of_each_way_only_the_newest_is_told() -> None:
+    outbox = Outbox()
+    first, second = (PathState("n2", "gre", up=up) for up in (True, False))
+    other = PathState("n2", "vxlan", up=True)
+    outbox.add(PathsChanged((first, other)))
+    outbox.add(PathsChanged((second,)))
+    assert delivered(outbox) == [PathsChanged((second, other))]
