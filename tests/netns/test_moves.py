@@ -16,7 +16,14 @@ from netctl.wire.identity import Identity, KeyPair
 from netctl.wire.session import accept_first
 from nodeagent.session import BrokerSession, Down, Up
 from tests.support.living_nodes import UNDERLAY, LivingNode, LivingNodes
-from tests.support.netns import PASSES_WITHIN, Namespace, address, veth
+from tests.support.netns import (
+    BLOCKED_AFTER,
+    PASSES_WITHIN,
+    Namespace,
+    address,
+    udp_passes,
+    veth,
+)
 from tests.support.pairs import Stream, Two
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
@@ -27,6 +34,8 @@ RECOVERS = 10.0
 """Seconds within which flows go on after the underlay takes less."""
 OLD, NEW = "192.0.2.11", "192.0.2.77"
 PORT = 1000
+IPV4_AND_UDP = 28
+"""Bytes of the two headers."""
 WAYS = (
     pytest.param("gre", marks=pytest.mark.needs_kernel("gre")),
     "vxlan",
@@ -154,24 +163,39 @@ def one_says(living: LivingNodes, underlay: str) -> None:
     )
 
 
-def test_flows_go_on_when_the_nodes_own_link_takes_less_and_then_more(
-    living: LivingNodes, pair: Two, stream: Stream, way: Encapsulation
+def mtu_towards(node: LivingNode, block: str) -> int:
+    """Return the bytes of the largest packet that a node sends to a block without a word."""
+    observed = node.observed()
+    route = observed.routes[block]
+    devices = (*observed.tunnels.values(), *observed.wireguard.values())
+    return min(mtu for mtu in (route.mtu, *(d.mtu for d in devices if d.device == route.device)) if mtu)
+
+
+def test_packets_of_full_size_arrive_when_the_nodes_own_link_takes_less_and_then_more(
+    living: LivingNodes, way: Encapsulation
 ) -> None:
-    node = living.nodes[0]
+    one, two, _ = living.nodes
+    pair = living.pair(two, one, "9000/udp")
+    full = 1500 - OVERHEAD[way] - IPV4_AND_UDP
 
-    def container_mtu() -> int:
-        return int(pair.one.ip("link", "show", "dev", "eth0").partition(" mtu ")[2].split()[0])
+    def passes(seconds: float) -> bool:
+        return udp_passes(pair.one, pair.other, pair.other_address, 9000, size=full, seconds=seconds)
 
-    for mtu in (1400, 1500):
-        node.namespace.ip("link", "set", UNDERLAY, "mtu", str(mtu))
-        took = living.until(
-            lambda mtu=mtu: container_mtu() == mtu - OVERHEAD[way] and stream.flows(0.05), "the MTU", RECOVERS
-        )
-        assert took < RECOVERS
-        living.settle()
-        facts = node.agent._host.facts.latest
-        assert facts is not None
-        assert facts.underlay_mtu == mtu
+    def follows(mtu: int) -> bool:
+        inner = mtu - OVERHEAD[way]
+        end = pair.other.ip("link", "show", "dev", "eth0")
+        return f" mtu {inner} " in end and mtu_towards(two, "10.1.0.0/16") == inner
+
+    assert passes(PASSES_WITHIN)
+    assert follows(1500)
+    one.namespace.ip("link", "set", UNDERLAY, "mtu", "1400")
+    assert not passes(BLOCKED_AFTER), "the control: without the agents it is lost"
+    living.until(lambda: passes(0.1), "a packet of full size", RECOVERS)
+    living.until(lambda: follows(1400), "the smaller MTU")
+    one.namespace.ip("link", "set", UNDERLAY, "mtu", "1500")
+    living.until(lambda: follows(1500), "the larger MTU", RECOVERS)
+    living.settle()
+    assert passes(PASSES_WITHIN)
     nothing_is_left_to_do(living)
 
 
