@@ -14,14 +14,14 @@ from pathlib import Path
 
 import attrs
 
-from bench import attach, control, docker, restart, traffic
+from bench import attach, by_hand, control, docker, restart, traffic, tunnels
 from bench.lab import Lab, lab
 from bench.statistics import Row, markdown, median, p99, ratio
 from tests.support.docker_engine import BUSYBOX
 from tests.support.lab import Lab as LabUnderTest
 
 HERE = Path(__file__).parent
-NAMES = ("attach", "control", "traffic", "restart", "docker")
+NAMES = ("attach", "control", "traffic", "tunnels", "restart", "docker")
 
 
 def machine() -> str:
@@ -56,9 +56,11 @@ def _run(only: set[str], *, quick: bool, scratch: Path) -> list[Row]:
                 rows += control.measure(three, 100 if quick else 1000, containers)
             if "traffic" in only:
                 finder = LabUnderTest(scratch / "three")
-                overlay = traffic.Path(finder.namespace("c0"), finder.namespace("c1"), three.address("c1"))
+                overlay = by_hand.Path(finder.namespace("c0"), finder.namespace("c1"), three.address("c1"))
                 encapsulation = json.loads(three.netctl("node", "list", "--json"))[0]["encapsulation"]
                 rows += traffic.measure(three, overlay, encapsulation, 3 if quick else 9)
+    if "tunnels" in only:
+        rows += tunnels.measure(3 if quick else 12)
     if "docker" in only:
         (scratch / "docker").mkdir()
         rows += docker.measure(5 if quick else 40, scratch / "docker", BUSYBOX)

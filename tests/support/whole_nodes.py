@@ -28,6 +28,7 @@ from nodeagent.apply import Host
 from nodeagent.desired_index import DesiredIndex
 from nodeagent.diff import plan
 from nodeagent.engine.fake import FakeEngine
+from nodeagent.kernel.base import KernelOp, Links
 from nodeagent.kernel.linux import LinuxKernel
 from nodeagent.kernel.wireguard_keys import WireguardKeys
 from nodeagent.kernel_state import EngineContainer
@@ -123,6 +124,16 @@ class WholeNode:
         """Have tunnels to these peers, in place of those of the same names. `want` then makes them."""
         known = {**self.state.peers, **{peer.name: peer for peer in peers}}
         self.state = attrs.evolve(self.state, peers=known)
+
+    def links(self) -> Links:
+        """Return what the node's kernel has of ours, its containers' ends left out."""
+        with self.namespace.entered():
+            return self._kernel.observe({})
+
+    def do(self, *operations: KernelOp) -> None:
+        """Do what no agent asked for, in the node's kernel."""
+        with self.namespace.entered():
+            assert self._kernel.apply(operations, {}) == [""] * len(operations)
 
     def want(self, *permits: Permit) -> None:
         """Bring the host to the desired state with exactly these permits."""
