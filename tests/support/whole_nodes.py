@@ -22,6 +22,7 @@ from netctl.model import (
     Peer,
     Permit,
     PlacedContainer,
+    WireguardEnd,
     Workload,
 )
 from nodeagent.apply import Host
@@ -108,8 +109,21 @@ class WholeNode:
             mtu=self.underlay_mtu - OVERHEAD[way],
             candidates=self._ways,
             outer_mtu=self.underlay_mtu,
-            wireguard=self.facts.wireguard[0] if self.facts.wireguard else None,
+            wireguard=self._end(),
         )
+
+    def _end(self) -> WireguardEnd | None:
+        own = self.state.wireguard_generations[:1]
+        return next((end for end in self.facts.wireguard if (end.generation,) == own), None)
+
+    def hold(self, *generations: int) -> None:
+        """Have these generations of its WireGuard key, and send from the first. `want` then makes them."""
+        self.state = attrs.evolve(self.state, wireguard_generations=generations)
+
+    def look(self) -> None:
+        """Ask for the host's facts again, as an agent does whenever they may have changed."""
+        with self.namespace.entered():
+            self.facts = self._host.facts(self.underlay)
 
     def add(self, host: int, namespace: Namespace) -> str:
         """Have a namespace as the container 10.N.0.`host`; return its address. `want` then attaches it."""
