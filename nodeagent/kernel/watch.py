@@ -40,16 +40,21 @@ class LinkWatch:
         self._channel = Channel(groups=_GROUPS)
         self._links: dict[int, decode.Link] = {}
         self._others: dict[int, _Other] = {}
+        # Addresses that are not ours, by link.
+        self._addresses: dict[int, set[str]] = {}
         self._facts_changed = False
         self._list()
+        self._facts_changed = False
 
     def _list(self) -> None:
-        """Learn all links anew."""
-        self._links.clear()
-        self._others.clear()
+        """Learn all links and addresses anew."""
+        for known in (self._links, self._others, self._addresses):
+            known.clear()
         with Channel() as channel:
             for answer in channel.dump(questions.dump_links()):
                 self._know(decode.link(answer.body))
+            for answer in channel.dump(questions.dump_addresses()):
+                self._address_changed(decode.link_address(answer.body), came=True)
 
     def _know(self, link: decode.Link) -> None:
         self._forget(link)
@@ -83,8 +88,8 @@ class LinkWatch:
         """Tell whether anything was told since the last call by which the facts of the host may be others.
 
         Returns:
-            Whether an address came or went that is not ours, or a route, or a link that was there changed
-            its name, MTU or Ethernet address, came up or went down.
+            Whether an address came or went that is not ours, or a route, or a link that has an address
+            changed its name, MTU or Ethernet address, came up or went down.
         """
         changed, self._facts_changed = self._facts_changed, False
         return changed
@@ -102,10 +107,11 @@ class LinkWatch:
         if notice.kind in (netlink.NEWLINK, netlink.DELLINK):
             return self._link_changed(notice)
         if notice.kind in (netlink.NEWADDR, netlink.DELADDR):
-            link = self._links.get(decode.link_address(notice.body).index)
+            address = decode.link_address(notice.body)
+            link = self._links.get(address.index)
             if link is not None:
                 return f"the addresses of {link.name} changed"
-            self._facts_changed = True
+            self._address_changed(address, came=notice.kind == netlink.NEWADDR)
         elif notice.kind in (netlink.NEWROUTE, netlink.DELROUTE) and decode.family(notice.body) == _AF_INET:
             route = decode.route(notice.body)
             if route.protocol == names.ROUTE_PROTOCOL:
@@ -113,6 +119,15 @@ class LinkWatch:
             if claims(route) and route.index not in self._links:
                 self._facts_changed = True
         return ""
+
+    def _address_changed(self, address: decode.LinkAddress, *, came: bool) -> None:
+        known = self._addresses.setdefault(address.index, set())
+        # One whose lifetime is extended comes again and again.
+        self._facts_changed |= (address.address in known) != came
+        if came:
+            known.add(address.address)
+        else:
+            known.discard(address.address)
 
     def _link_changed(self, notice: Answer) -> str:
         if decode.family(notice.body) != 0:
@@ -122,11 +137,14 @@ class LinkWatch:
         gone = notice.kind == netlink.DELLINK
         if gone:
             self._forget(link)
+            self._addresses.pop(link.index, None)
         else:
             self._know(link)
         if ours is None and not is_ours(link.name):
-            # One that is new, or goes, matters by its addresses and routes, of which the kernel tells too.
-            self._facts_changed |= not gone and other not in (None, self._others[link.index])
+            # Of an address that comes or goes with its link the kernel tells too. Links without one are many
+            # and change often: Docker's containers have one each.
+            changed = not gone and other not in (None, self._others[link.index])
+            self._facts_changed |= changed and bool(self._addresses.get(link.index))
             return ""
         if gone:
             return f"{link.name} was deleted"

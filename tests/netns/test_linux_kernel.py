@@ -407,20 +407,27 @@ def test_notices_of_what_others_do(watch: LinkWatch, node: Namespace, command: s
     assert bool(change) == bool(said)
 
 
+UP0 = "link add up0 type bridge; addr add 192.0.2.9/24 dev up0"
+
+
 @pytest.mark.parametrize(
     ("before", "command", "said"),
     [
         ("", "addr add 192.0.2.9/24 dev lo", "facts"),
         ("addr add 192.0.2.9/24 dev lo", "addr del 192.0.2.9/24 dev lo", "facts"),
-        ("link add up0 type bridge", "link set up0 mtu 1400", "facts"),
-        ("link add up0 type bridge", "link set up0 address 02:00:00:00:00:07", "facts"),
-        ("link add up0 type bridge", "link set up0 up", "facts"),
-        ("link add up0 type bridge", "link set up0 name up1", "facts"),
+        (UP0, "link set up0 mtu 1400", "facts"),
+        (UP0, "link set up0 address 02:00:00:00:00:07", "facts"),
+        (UP0, "link set up0 up", "facts"),
+        (UP0, "link set up0 name up1", "facts"),
+        (UP0, "link del up0", "facts"),
         ("", "route add blackhole 198.51.100.0/24", "facts"),
         ("route add blackhole 198.51.100.0/24", "route del blackhole 198.51.100.0/24", "facts"),
         ("", "link add up0 type bridge", ""),
         ("link add up0 type bridge", "link del up0", ""),
-        ("link add up0 type bridge", "link set up0 txqueuelen 7", ""),
+        ("link add up0 type bridge", "link set up0 mtu 1400", ""),
+        ("link add up0 type bridge", "link set up0 up", ""),
+        (UP0, "link set up0 txqueuelen 7", ""),
+        (UP0, "addr replace 192.0.2.9/24 dev up0 valid_lft 600 preferred_lft 600", ""),
         ("link set lo up", "route add local 198.51.100.7 dev lo", ""),
         ("", "route add blackhole 198.51.100.0/24 proto 110", ""),
         ("", f"link set {names.BRIDGE} mtu 1400", ""),
@@ -432,8 +439,8 @@ def test_notices_of_what_others_do(watch: LinkWatch, node: Namespace, command: s
 def test_notices_by_which_the_facts_may_be_others(
     watch: LinkWatch, node: Namespace, before: str, command: str, said: str
 ) -> None:
-    if before:
-        node.ip(*before.split())
+    for one in filter(None, before.split("; ")):
+        node.ip(*one.split())
     watch.settle()
     watch.facts_changed()
     node.ip(*command.split())
