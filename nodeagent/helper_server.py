@@ -3,7 +3,8 @@
     agent's socket --request--> checks --> Host (kernel, firewall, engines) --answer--> agent's socket
     engines, Docker's namespaces, the kernel's notices, a timer over the firewalls --event--> agent's socket
 
-It has one thread, since whoever enters a namespace takes the thread along. It ends with the agent's socket.
+It has one thread, since whoever enters a namespace takes the thread along. Only the prober and Docker's calls
+have threads of their own, which enter none. It ends with the agent's socket.
 """
 
 from __future__ import annotations

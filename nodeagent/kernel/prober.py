@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import math
 import os
+import resource
 import select
 import socket
 import struct
@@ -117,6 +118,9 @@ class Prober:
     """Probes the ways to the peers, and answers theirs, from its making on until `close`."""
 
     def __init__(self) -> None:
+        # A descriptor for each way: more than the usual soft limit, made for select(2), lets us.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._probing = Probing()
         self._devices: dict[str, _Device] = {}
         self._names: dict[int, str] = {}

@@ -8,13 +8,15 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
 
 from firewall_rules import names
 from netctl.model import OVERHEAD, Encapsulation, PathState, mac_of
+from nodeagent.helper_client import HelperClient
+from nodeagent.helper_messages import PathsChanged
 from nodeagent.kernel.prober import PER_SECOND, Prober
 from nodeagent.kernel.wireguard import listen_port
 from nodeagent.kernel.wireguard_keys import WireguardKeys
@@ -349,3 +351,36 @@ def test_flood_is_bounded_and_over_when_it_is_over(two: tuple[Probed, Probed], r
         raw.send(packet, FAR)
     two[1].prober.changes()
     wait_for(lambda: answered(raw))
+
+
+def test_privileged_child_probes_and_answers_whatever_it_is_busy_with(
+    two: tuple[Probed, Probed], tmp_path: Path
+) -> None:
+    one, other = two
+    for node, peer in ((one, other), (other, one)):
+        node.tunnel_to(peer, "vxlan")
+    with one.namespace.entered():
+        directories = ("--state-dir", str(tmp_path / "state"), "--run-dir", str(tmp_path / "run"))
+        helper = HelperClient.spawn(directories)
+    try:
+        helper.set_probes((one.target(other, "vxlan"),))
+        other.prober.aim((other.target(one, "vxlan"),))
+        other.until(lambda found: "vxlan" in found and found["vxlan"].up)
+        told: list[object] = []
+
+        def heard() -> bool:
+            told.extend(event for event in helper.events() if isinstance(event, PathsChanged))
+            return bool(told)
+
+        wait_for(heard)
+        (path,) = cast("PathsChanged", told[0]).paths
+        assert (path.peer, path.up, path.mtu) == ("n2", True, OUTER - OVERHEAD["vxlan"])
+        # Looking at the host all the time keeps its main thread busy.
+        end = time.monotonic() + FOUND_WITHIN
+        found: list[PathState] = []
+        while time.monotonic() < end:
+            helper.observe()
+            found += other.prober.changes()
+        assert all(path.up for path in found)
+    finally:
+        helper.close()
