@@ -1,7 +1,8 @@
 """The sockets that probes go out by and come in by, and the thread that watches them.
 
-AF_PACKET sockets (packet(7)), one for each device: what they send passes no firewall hook of this host and
-what they get has passed none, so no rule need let probes in, and the host's drop them after us. Bound to
+AF_PACKET sockets (packet(7)), one for each device: what they get has passed no firewall hook of this host,
+so no rule need let probes in, and the host's drop them after us. What they send passes none either until a
+tunnel has wrapped it; then it is told from a user's forgery by our mark. Bound to
 ETH_P_IP they see what comes in only. A filter in the kernel (socket(7), SO_ATTACH_FILTER) leaves everything
 but probes out, so that other packets cost next to nothing.
 
@@ -25,6 +26,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from firewall_rules import names
 from netctl.model import PathState
 from nodeagent.kernel_state import ProbeTarget
 from nodeagent.probe_packets import LARGEST, MAGIC, MAGIC_AT, PROTOCOL
@@ -82,6 +84,8 @@ class _Device:
             filled = struct.pack("@HP", len(_FILTER) // 8, ctypes.addressof(program))
             self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filled)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            # Once a tunnel has wrapped a probe, it passes the hooks of this host as a packet of our socket.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, names.OUTER_MARK)
             self.socket.bind((name, _ETH_P_IP))
         except OSError:
             self.socket.close()

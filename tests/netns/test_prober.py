@@ -14,6 +14,8 @@ import attrs
 import pytest
 
 from firewall_rules import names
+from firewall_rules.backends.nftables import NftablesHostBackend
+from firewall_rules.policy import HostPolicy, TunnelPolicy
 from netctl.model import OVERHEAD, Encapsulation, PathState, mac_of
 from nodeagent.helper_client import HelperClient
 from nodeagent.helper_messages import PathsChanged
@@ -57,10 +59,36 @@ class Probed(OverlayNode):
         self.found: dict[tuple[str, str], PathState] = {}
         with namespace.entered():
             self.prober = Prober()
+            self.rules = NftablesHostBackend(directory)
 
     def close(self) -> None:
         self.prober.close()
         super().close()
+
+    def guard(self, other: Probed, *ways: Encapsulation) -> None:
+        """Put our host rules in place, as they are where the first of these ways is routed."""
+        targets = [self.target(other, way) for way in ways]
+        policy = HostPolicy(
+            names.BRIDGE,
+            self.address,
+            f"10.{self.number}.0.0/16",
+            "10.0.0.0/8",
+            tunnels=frozenset(
+                TunnelPolicy(
+                    device=target.device,
+                    block=f"10.{other.number}.0.0/16",
+                    encapsulation=target.encapsulation,
+                    outer=other.underlay,
+                    vni=self.number * other.number if target.encapsulation == "vxlan" else 0,
+                    mac=target.mac if target.encapsulation == "direct" else "",
+                    routed=target.encapsulation == ways[0],
+                )
+                for target in targets
+            ),
+            wireguard_ports=frozenset((listen_port(1),)),
+        )
+        with self.namespace.entered():
+            self.rules.install(policy)
 
     def wireguard(self, other: Probed) -> None:
         """Make the WireGuard link, with one peer."""
@@ -125,6 +153,7 @@ def join(nodes: tuple[Probed, Probed], *ways: Encapsulation) -> None:
                 node.tunnel_to(other, way)
             elif way == "wireguard":
                 node.wireguard(other)
+        node.guard(other, *ways)
     for node, other in (nodes, nodes[::-1]):
         node.prober.aim([node.target(other, way, chosen=way == ways[0]) for way in ways])
     for node in nodes:
