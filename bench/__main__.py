@@ -14,14 +14,14 @@ from pathlib import Path
 
 import attrs
 
-from bench import attach, by_hand, control, docker, restart, traffic, tunnels
+from bench import attach, by_hand, control, docker, joins, restart, traffic, tunnels
 from bench.lab import Lab, lab
 from bench.statistics import Row, markdown, median, p99, ratio
 from tests.support.docker_engine import BUSYBOX
 from tests.support.lab import Lab as LabUnderTest
 
 HERE = Path(__file__).parent
-NAMES = ("attach", "control", "traffic", "tunnels", "restart", "docker")
+NAMES = ("attach", "control", "join", "traffic", "tunnels", "restart", "docker")
 
 
 def machine() -> str:
@@ -48,6 +48,9 @@ def _run(only: set[str], *, quick: bool, scratch: Path) -> list[Row]:
     rows: list[Row] = []
     if "attach" in only:
         rows.append(attach.measure(30 if quick else 300, scratch))
+    if "join" in only:
+        (scratch / "join").mkdir()
+        rows.append(joins.measure(20 if quick else 100, 2 if quick else 9, scratch / "join"))
     if only & {"control", "traffic"}:
         containers = 30 if quick else 300
         with lab(scratch / "three") as three:
