@@ -95,7 +95,7 @@ def command(lacks: Sequence[str], results: Path | None, arguments: Sequence[str]
     Args:
         lacks: What this host's kernel has not.
         results: Where to write what came out.
-        arguments: For pytest; none: the whole batch.
+        arguments: For pytest; if they name no file or folder: the whole batch.
     """
     guest: list[str] = ["run", "-m", MEMORY]
     # What a guest writes is lost, so there is nothing to cache; its output is always a terminal's.
@@ -104,8 +104,10 @@ def command(lacks: Sequence[str], results: Path | None, arguments: Sequence[str]
     if results is not None:
         guest += ["-w", str(results.parent)]
         pytest_options += ["-p", "tests.support.results", "--results", str(results)]
+    named = any((ROOT / argument.partition("::")[0]).exists() for argument in arguments)
+    where = () if named else marked_files()
     python = ("env", "PYTHONDONTWRITEBYTECODE=1", sys.executable, "-m", "pytest")
-    return (str(KERNEL_LAB), *guest, "--", *python, *pytest_options, *(arguments or marked_files()))
+    return (str(KERNEL_LAB), *guest, "--", *python, *pytest_options, *arguments, *where)
 
 
 def main(arguments: Sequence[str], lacks: Sequence[str], environment: Mapping[str, str], start: Start) -> int:

@@ -48,6 +48,12 @@ def test_arguments_are_for_pytest() -> None:
     assert started.batches[0][-3:] == (OURS, "-k", "mtu")
 
 
+def test_arguments_that_name_no_file_are_for_the_whole_batch() -> None:
+    started = Started()
+    main(("-k", "mtu"), ("gre",), {}, started)
+    assert started.batches[0][-len(marked_files()) :] == marked_files()
+
+
 @pytest.mark.parametrize(("ci", "status"), [("true", 1), ("", 0)])
 def test_a_skip_says_so_and_is_a_failure_in_ci(
     capsys: pytest.CaptureFixture[str], ci: str, status: int
