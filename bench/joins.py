@@ -170,6 +170,7 @@ def measure(nodes: int, rounds: int, scratch: Path) -> Row:
         scratch: An empty folder.
     """
     _more_files()
+    setup("bench", level="error")
     seconds = []
     with _broker(scratch / "broker") as client:
         for number in range(nodes - 1):
