@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,16 @@ def _why_no_root() -> str:
     except (OSError, AssertionError, subprocess.SubprocessError) as error:
         return f"cannot make network namespaces: {error}"
     return ""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_end_programs() -> None:
+    """Have the programs under test end by signals as from a terminal, also where the tests run without one.
+
+    What a shell runs in the background ignores Ctrl-C, what `nohup` runs a hang-up, and so do its children.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
