@@ -25,10 +25,10 @@ _T = TypeVar("_T")
 
 @attrs.frozen
 class _Endpoints:
-    """The contents of the file of endpoints."""
+    """The contents of the file of endpoints; of addresses held since when, by the host's monotonic clock."""
 
     endpoints: tuple[Endpoint, ...] = ()
-    held: tuple[str, ...] = ()
+    held: dict[str, float] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -55,13 +55,13 @@ class Keeper:
         """Return the book as it was kept. A damaged file is set aside.
 
         Args:
-            now: Addresses without an endpoint count as held from now.
+            now: Seconds of the host's monotonic clock, which begins anew only where the endpoints' file does.
         """
         networks = _read(self._networks, _Networks)
         endpoints = _read(self._endpoints, _Endpoints)
         book = Book(
             networks=Map({docker_id: Network(internal) for docker_id, internal in networks.internal.items()}),
-            addresses=Addresses(held=Map(dict.fromkeys(endpoints.held, now))),
+            addresses=Addresses(held=Map({one: min(since, now) for one, since in endpoints.held.items()})),
         )
         for endpoint in endpoints.endpoints:
             book = book.with_(endpoint)
@@ -80,8 +80,8 @@ class Keeper:
             internal = {docker_id: network.internal for docker_id, network in book.networks.items()}
             write_whole(self._networks, msgspec.json.encode(_Networks(internal)))
         if book.endpoints is not kept.endpoints or book.addresses.held is not kept.addresses.held:
-            held = _Endpoints(tuple(book.endpoints.by_key.values()), tuple(book.addresses.held))
-            _write(self._endpoints, msgspec.json.encode(held))
+            kept_so = _Endpoints(tuple(book.endpoints.by_key.values()), dict(book.addresses.held))
+            _write(self._endpoints, msgspec.json.encode(kept_so))
         self._kept = book
 
 

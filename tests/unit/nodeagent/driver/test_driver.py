@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from netctl.wire.messages import Attach, Detach, Done, Failure, ReserveAddress
+from nodeagent.driver.addresses import HELD_SECONDS
 from nodeagent.driver.frames import MAX_FRAME, frame, parse_frame
 from nodeagent.driver.holder_link import AGAIN
 from nodeagent.driver.identity import SETTLE_SECONDS
@@ -308,6 +309,18 @@ def test_the_next_agent_knows_networks_endpoints_and_addresses(bench: Bench) -> 
         Interface={"Address": given},
     )
     assert not bench.driver.endpoints.by_key[docker_id(3)[:32]].internal
+
+
+def test_an_address_that_nobody_used_is_free_again_however_often_the_agent_is_killed(bench: Bench) -> None:
+    bench.view = view(reserve={"10.1.0.2"})
+    assert bench.call("IpamDriver.RequestAddress", PoolID="p")["Address"] == "10.1.0.2/16"
+    for _ in range(3):
+        # Docker was told that the agent is being started again: it never says that it does not want it.
+        bench.ask("IpamDriver.RequestAddress", PoolID="p")
+        assert bench.answers() == {}
+        bench.now += HELD_SECONDS / 3
+        bench.again()
+    assert bench.call("IpamDriver.RequestAddress", PoolID="p")["Address"] == "10.1.0.2/16"
 
 
 def test_a_reboot_takes_endpoints_and_leaves_networks(bench: Bench) -> None:
