@@ -45,10 +45,11 @@ def test_nothing_is_seen_in_clear_while_nodes_join_move_rotate_and_restart(lab: 
             Counted(pair.one, pair.other, (pair.other_address, 1000)),
         ):
             lab.netctl("node", "rotate-key", "n1")
-            lab.netctl("lab", "up", "--dir", str(lab.directory), "--nodes", "4")
+            four = ("lab", "up", "--dir", str(lab.directory), "--nodes", "4")
+            lab.netctl(*four)
             os.kill(lab.pid("n2"), signal.SIGKILL)
             wait_for(lambda: {row["name"]: row["pid"] for row in lab.state()["processes"]}["n2"] is None, 10)
-            lab.up()
+            lab.netctl(*four)
             move(node, old, new)
             wait_for(lambda: lab.netctl("node", "show", "n2", "--json").json["underlay"] == new, 10)
             assert pair.tcp(5432, seconds=PASSES_WITHIN)
