@@ -89,8 +89,8 @@ def test_a_flushed_firewall_is_repaired(lab: Lab, pair: Pair) -> None:
 def test_a_link_that_was_deleted_comes_back(lab: Lab, pair: Pair) -> None:
     node = lab.host("n1")
     links = node.ip("-o", "link", "show")
-    tunnel = re.search(r"\b(nct[0-9a-f]+)", links)
+    tunnel = re.search(r"\b(nct[gv][0-9a-f]+)", links)
     assert tunnel is not None, links
-    for link in set(re.findall(r"\b(nct[0-9a-f]+)", links)):
+    for link in set(re.findall(r"\b(nct[gv][0-9a-f]+)", links)):
         node.ip("link", "del", link)
     wait_for(pair.passes, 15, "the tunnel")
