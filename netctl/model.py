@@ -273,7 +273,7 @@ class NodeFacts:
         underlay: Its address in the underlay, where tunnels end.
         underlay_mac: Ethernet address of the underlay's link; empty if it has none.
         underlay_mtu: Bytes, of the underlay's link.
-        encapsulations: What its kernel can do and its operator allows, best first.
+        encapsulations: What its kernel can do and its operator allows; the broker orders them.
         firewall: Backend in use for containers' namespaces.
         engines: Container engines it offers.
         networks: Routes, pools and VPNs present on the host, ours left out.

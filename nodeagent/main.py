@@ -38,7 +38,7 @@ _EXAMPLES: Final = {
 
 
 def encapsulations(text: str) -> tuple[str, ...]:
-    """Return what the operator allows, best first; empty: the node agent chooses.
+    """Return what the operator allows; empty: the node agent chooses.
 
     Args:
         text: ``auto``, or encapsulations with commas between.
@@ -96,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
             type=encapsulations,
             default=(),
             metavar="E",
-            help="of tunnels: some of gre, vxlan, wireguard and direct, best first, with commas between "
+            help="of tunnels: some of gre, vxlan, wireguard and direct, with commas between "
             "(default: auto, which is gre,vxlan,wireguard)",
         )
     for made in (run, leave):

@@ -67,7 +67,7 @@ build_kernel() {
     unpack_source "$package"
     cd "$package"
     configure
-    say "building $package $version with $(nproc) processors (20 minutes on two)"
+    say "building $package $version with $(nproc) processors"
     nice make -s ARCH=um -j"$(nproc)" linux >"$work/building" 2>&1 ||
         { tail -n 30 "$work/building" >&2; die 'the kernel could not be built; the last messages are above'; }
     strip linux
